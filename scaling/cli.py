@@ -276,6 +276,49 @@ def train(
     raise typer.Exit(0 if record.status == "finished" else 1)
 
 
+@app.command("export")
+def export_(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Directory of a run, such as runs/train/RUN_ID.")],
+    out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="New directory for the Hugging Face model.")],
+    as_json: Json = False,
+) -> None:
+    """Write a run's newest checkpoint as a Hugging Face model: Llama, or Qwen3 with qk_norm.
+
+    OUT_DIR gets one model.safetensors, however many processes trained it, config.json, and the tokenizer of a
+    run on bytes; transformers' AutoModelForCausalLM.from_pretrained(OUT_DIR) computes the same logits.
+    """
+    from scaling.export import export_run
+
+    done = export_run(run_dir, out_dir, lambda message: print(f"warning: {message}", file=sys.stderr))
+    if as_json:
+        _print_json(done)
+        return
+    print(f"run {done['run_id']}, step {done['step']} of {done['train_steps']}: {done['parameters']:,} parameters")
+    print(f"{done['architecture']} in {done['out_dir']}: {', '.join(done['files'])}")
+
+
+@app.command("import")
+def import_(
+    hf_dir: Annotated[Path, typer.Argument(metavar="HF_DIR", help="Directory of a Llama or Qwen3 in safetensors.")],
+    to: Annotated[Path, typer.Option(metavar="FILE.safetensors", help="New file for the weights.")],
+    as_json: Json = False,
+) -> None:
+    """Turn a Hugging Face Llama or Qwen3 into weights under this project's names.
+
+    FILE.safetensors gets the weights in float32, FILE.yaml the `model:` section of a config that fits them;
+    what `scaling export` wrote comes back to the bit.
+    """
+    from scaling.export import import_weights
+
+    done = import_weights(hf_dir, to)
+    if as_json:
+        _print_json(done)
+        return
+    print(f"{done['model_type']} of {done['parameters']:,} parameters")
+    print(f"wrote {done['weights']}")
+    print(f"wrote {done['config']}")
+
+
 @data_app.command("prepare")
 def data_prepare(
     source: Annotated[
