@@ -12,7 +12,7 @@ from typing import Any, Callable
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from parallel import kernels
+from parallel import matmul
 from scaling.config import ExecutionConfig
 from scaling.errors import UserError
 
@@ -55,21 +55,21 @@ def choose(execution: ExecutionConfig, device: torch.device, hidden_size: int, a
     """
     if device.type == "cuda" and execution.dtype == "bfloat16" and not torch.cuda.is_bf16_supported():
         raise UserError("execution.dtype = bfloat16: this GPU has none; use float32 or auto")
-    rates = kernels.matmul_rates(device)
+    rates = matmul.matmul_rates(device)
     float32 = {name: rate for name, rate in rates.items() if name != "bfloat16"}
     shown = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates.items())
     dtype = execution.dtype
     if dtype == "auto":
         dtype = "bfloat16" if rates.get("bfloat16", 0.0) > BFLOAT16_ADVANTAGE * max(float32.values()) else "float32"
-    matmul = "torch"
+    library = "torch"
     wide = hidden_size >= ONEDNN_HIDDEN_SIZE and attention_fused
     if dtype == "float32" and wide and float32.get("onednn", 0.0) > ONEDNN_ADVANTAGE * float32["torch"]:
-        matmul = "onednn"
+        library = "onednn"
     asked = "as set" if execution.dtype != "auto" else f"bfloat16 needs to be {BFLOAT16_ADVANTAGE:g}x as fast"
     return Choice(
         device=device.type,
         dtype=dtype,
-        matmul=matmul,
+        matmul=library,
         reason=f"{dtype} {asked}; matrix products in GFLOP/s here: {shown} (float32 unless named)",
     )
 
@@ -78,18 +78,18 @@ def still_possible(choice: Choice, execution: ExecutionConfig, device: torch.dev
     """Whether a choice made earlier, perhaps on another machine or under other settings, holds here."""
     if choice.device != device.type or execution.dtype not in ("auto", choice.dtype):
         return False
-    return choice.matmul == "torch" or choice.matmul in kernels.accurate_matmul_backends()
+    return choice.matmul == "torch" or choice.matmul in matmul.accurate_matmul_backends()
 
 
 def apply(choice: Choice, execution: ExecutionConfig) -> None:
     """Set this process up for the choice: matrix products and deterministic kernels."""
-    kernels.use_matmul_backend(choice.matmul)
+    matmul.use_matmul_backend(choice.matmul)
     if choice.device == "cuda":
         # cuBLAS reads it when it starts; without it its products are not repeatable
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(execution.deterministic, warn_only=True)
     else:
-        kernels.keep_freed_memory()
+        matmul.keep_freed_memory()
 
 
 def autocast(device: torch.device, enabled: bool) -> Callable[[], Any]:

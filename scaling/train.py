@@ -12,7 +12,7 @@ from typing import Any, Callable
 
 import torch
 
-from parallel import kernels
+from parallel import matmul
 from scaling import checkpoint, precision, telemetry
 from scaling.accounting import parameter_count, training_flops
 from scaling.config import RunConfig, load_config
@@ -315,7 +315,7 @@ class _Trainer:
         )
         backends = {"matmul": self.choice.matmul} | {name: "scaling-lab" for name in self.engine.fused}
         if self.device.type == "cpu" and self.choice.dtype == "float32":
-            backends["matmul_max_relative_error"] = f"{kernels.matmul_error():.2e}"
+            backends["matmul_max_relative_error"] = f"{matmul.matmul_error():.2e}"
         return RunRecord(
             run_id=config.run_id,
             status="diverged" if reason else "finished",

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from parallel import kernels
+from parallel import matmul
 from scaling import precision
 from scaling.config import ExecutionConfig
 from scaling.errors import UserError
@@ -24,7 +24,7 @@ INTEL_AMX = {"torch": 150e9, "onednn": 155e9, "bfloat16": 1500e9}
     ],
 )
 def test_the_choice_follows_the_measured_rates(monkeypatch, rates, dtype, hidden_size, fused, chosen):
-    monkeypatch.setattr(kernels, "matmul_rates", lambda device: rates)
+    monkeypatch.setattr(matmul, "matmul_rates", lambda device: rates)
     choice = precision.choose(ExecutionConfig(dtype=dtype), CPU, hidden_size, fused)
     assert (choice.dtype, choice.matmul) == chosen
     assert f"torch {rates['torch'] / 1e9:.0f}" in choice.reason

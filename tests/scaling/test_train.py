@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from parallel import kernels
+from parallel import matmul
 from scaling import checkpoint
 from scaling.config import build_config
 from scaling.data.dataset import validation_batch
@@ -184,7 +184,7 @@ def test_a_resumed_run_computes_as_it_began(run_values, corpus, tmp_path, monkey
     run_values["execution"]["dtype"] = "auto"
     config = build_config(run_values, "test")
     for rates in ({"torch": 1e9, "bfloat16": 9e9}, {"torch": 1e9, "bfloat16": 1e9}):
-        monkeypatch.setattr(kernels, "matmul_rates", lambda device, _rates=rates: _rates)
+        monkeypatch.setattr(matmul, "matmul_rates", lambda device, _rates=rates: _rates)
         with pytest.raises(Interrupted):
             train(config, tmp_path / "run", corpus.path, should_stop=_stop_at(4))
     assert train(config, tmp_path / "run", corpus.path).speed.dtype == "bfloat16"
