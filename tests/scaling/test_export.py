@@ -54,7 +54,7 @@ def _model(variant: dict, dtype: torch.dtype = torch.float32) -> Transformer:
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.3 * parameter.std().nan_to_num(1.0) * torch.randn(parameter.shape, generator=generator)
+            parameter += 0.3 * (parameter.std() or 1.0) * torch.randn(parameter.shape, generator=generator)
     return model.to(dtype)
 
 
@@ -157,6 +157,22 @@ def test_config_json_as_transformers_4_writes_it(tmp_path):
     import_weights(tmp_path, tmp_path / "ours.safetensors")
     back = load_file(tmp_path / "ours.safetensors")
     assert all(back[name].equal(weight) for name, weight in _weights(model).items())
+
+
+def test_fields_left_out_of_config_json_are_what_llama_takes_them_for():
+    variant = {"tie_word_embeddings": False, "norm_epsilon": 1e-6, "rotary_base": 10000.0}
+    model = _model(variant)
+    named, values = to_huggingface(_weights(model), model.config, 40)
+    for field in (
+        "tie_word_embeddings",
+        "rms_norm_eps",
+        "rope_theta",
+        "rope_parameters",
+        "num_key_value_heads",
+        "head_dim",
+    ):
+        del values[field]
+    assert from_huggingface(named, values, "test")[1] == model.config
 
 
 @pytest.fixture
