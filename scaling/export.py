@@ -13,13 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from scaling import checkpoint
-from scaling.accounting import parameter_count
+from scaling import checkpoint_format as disk
+from scaling.accounting import parameter_count, parameter_shapes
+from scaling.checkpoint_format import Piece
 from scaling.config import RunConfig, load_config
 from scaling.data.tokenizer import ByteTokenizer
 from scaling.errors import UserError
@@ -31,17 +33,32 @@ INDEX_FILE = "model.safetensors.index.json"
 
 
 def _newest_weights(run_dir: Path, config: RunConfig, warn: Callable[[str], None]) -> tuple[dict[str, Tensor], int]:
-    """Whole weights and step of the newest whole checkpoint."""
+    """Whole weights and step of the newest whole checkpoint. Writes nothing: the run may be training."""
     directory = run_dir / "checkpoints"
-    saved = checkpoint.load_latest(directory, warn)
-    if saved is None:
-        raise UserError(f"{directory}: holds no whole checkpoint: train the run first, or give another RUN_DIR")
-    weights, _, state = saved
-    if state["run_id"] != config.run_id:
-        raise UserError(
-            f"{directory}: checkpoints belong to run {state['run_id']}, not {config.run_id}: restore config.yaml"
-        )
-    return weights, state["progress"]["step"]
+    for step in reversed(disk.steps(directory)):
+        path = disk.step_path(directory, step)
+        fault = disk.fault(path, 0, 1)
+        if fault is None:
+            return _read_checkpoint(path, config), step
+        warn(f"checkpoint {path} is damaged ({fault}): using the one before it")
+    raise UserError(f"{directory}: holds no whole checkpoint: train the run first, or give another RUN_DIR")
+
+
+def _read_checkpoint(path: Path, config: RunConfig) -> dict[str, Tensor]:
+    """The weights of one checkpoint, joined from the pieces of the ranks that wrote it; moments are not read."""
+    dtype = torch.float64 if config.execution.dtype == "float64" else torch.float32
+    weights = {name: torch.empty(shape, dtype=dtype) for name, shape in parameter_shapes(config.model).items()}
+    pieces = [Piece(f"weights/{k}", tuple(w.shape), (0,) * w.dim(), w) for k, w in weights.items()]
+    try:
+        metadata = disk.read_metadata(path)
+        if (found := metadata.state.get("run_id")) != config.run_id:
+            raise UserError(f"{path}: belongs to run {found}, not {config.run_id}: restore the config.yaml of the run")
+        saved = {name: tensor for name, tensor in metadata.tensors.items() if name.startswith("weights/")}
+        disk.check_fit(path, saved, ((piece.name, piece.dtype, piece.global_shape) for piece in pieces))
+        disk.read_data(path, disk.plan_reads(pieces, saved))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}): mend the disk or its permissions") from None
+    return weights
 
 
 @contextmanager
@@ -56,7 +73,7 @@ def _writing(path: Path) -> Iterator[None]:
 def export_run(run_dir: Path, out_dir: Path, warn: Callable[[str], None]) -> dict[str, Any]:
     """Write the newest whole checkpoint of a run as a folder for `AutoModelForCausalLM.from_pretrained`.
 
-    The folder holds model.safetensors (float32) and config.json, and for a run on bytes the tokenizer. It
+    The folder holds model.safetensors (in the dtype of the weights, float32) and config.json, and for a run on bytes the tokenizer. It
     appears whole or not at all. Returns what was exported: run_id, step, architecture, parameters, files.
 
     Raises UserError for a folder without a run or checkpoint, a model that Llama cannot express, an
@@ -132,11 +149,16 @@ def _read_weights(directory: Path) -> dict[str, Tensor]:
     return weights
 
 
+def _widened(weight: Tensor) -> Tensor:
+    """At least float32, exactly."""
+    return weight.to(torch.promote_types(weight.dtype, torch.float32))
+
+
 def import_weights(hf_dir: Path, target: Path) -> dict[str, Any]:
     """Write the weights of a Hugging Face folder under our names, with their ModelConfig beside them.
 
-    target: FILE.safetensors, float32 (what this project trains; narrower floats widen exactly), under the
-    names of `scaling.model.Transformer`; FILE.yaml is its `model:` section, the start of a RunConfig.
+    target: FILE.safetensors, under the names of `scaling.model.Transformer`, 16-bit floats widened to the
+    float32 that this project trains; FILE.yaml is its `model:` section, the start of a RunConfig.
     Returns what was imported: model_type, parameters, weights, config.
 
     Raises UserError for a folder that cannot be read or holds a model this project cannot express, and for
@@ -154,16 +176,16 @@ def import_weights(hf_dir: Path, target: Path) -> dict[str, Any]:
     model_config(values, str(hf_dir / "config.json"))  # before gigabytes are read
     weights, config = from_huggingface(_read_weights(hf_dir), values, str(hf_dir))
     for name, weight in weights.items():
-        if not weight.is_floating_point() or weight.element_size() not in (2, 4):
+        if not weight.is_floating_point() or weight.element_size() < 2:
             raise UserError(
-                f"{hf_dir}: the weight of {name} is {weight.dtype}: only 16- and 32-bit floats can be imported"
+                f"{hf_dir}: the weight of {name} is {weight.dtype}: only unquantised floats can be imported"
             )
     scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     section = yaml.safe_dump({"model": config.model_dump(mode="json")}, sort_keys=False)
     try:
         with _writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            save_file({name: weight.float().contiguous() for name, weight in weights.items()}, scratch)
+            save_file({name: _widened(weight).contiguous() for name, weight in weights.items()}, scratch)
             config_file.write_text(section, encoding="utf-8")
             os.replace(scratch, target)
     finally:

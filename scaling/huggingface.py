@@ -107,7 +107,7 @@ def _check_shapes(weights: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]
 
 
 def huggingface_config(config: ModelConfig, max_position_embeddings: int) -> dict[str, Any]:
-    """The contents of config.json for a model in float32; `max_position_embeddings` is the longest sequence trained on.
+    """The contents of config.json but for the dtype; `max_position_embeddings` is the longest sequence trained on.
 
     Raises UserError naming the field of a model that neither Llama nor Qwen3 can express.
     """
@@ -136,7 +136,6 @@ def huggingface_config(config: ModelConfig, max_position_embeddings: int) -> dic
         "max_position_embeddings": max_position_embeddings,
         # transformers 5 reads these; 4 reads rope_theta, and without it would silently take 10000
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rotary_base},
-        "dtype": "float32",
         # Llama's own defaults are 1 and 2, which mean nothing here
         "bos_token_id": None,
         "eos_token_id": None,
@@ -184,6 +183,7 @@ def to_huggingface(
     """
     values = huggingface_config(config, max_position_embeddings)
     _check_shapes(weights, parameter_shapes(config), "weights to export")
+    values["dtype"] = str(weights["embedding.weight"].dtype).removeprefix("torch.")
     head = config.kv_channels
     named = {
         _their_name(name): _neighbours_to_halves(weight, head) if _is_rotated(name) else weight

@@ -8,8 +8,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from parallel.mesh import Axis
+from scaling.checkpoint import Checkpointer, Piece
 from scaling.cli import main
-from scaling.config import ModelConfig, build_config
+from scaling.config import ModelConfig, RunConfig, build_config
 from scaling.data.dataset import validation_batch
 from scaling.errors import UserError
 from scaling.export import export_run, import_weights
@@ -104,7 +106,7 @@ def test_transformers_computes_the_same_logits(transformers, tmp_path, variant, 
     assert type(other).__name__ == ("Qwen3ForCausalLM" if model.config.qk_norm else "LlamaForCausalLM")
     if dtype == torch.float64:
         _compute_in_float64(other, model.config.rotary_base)
-    ours, theirs = model(_ids()), other(_ids()).logits
+    ours, theirs = model.logits(_ids()), other(_ids()).logits
     assert ours.dtype == theirs.dtype == dtype
     assert (ours - theirs).abs().max() <= tolerance * ours.abs().max()
 
@@ -141,7 +143,7 @@ def test_what_transformers_saves_in_several_files_can_be_imported(transformers, 
     model.load_state_dict(weights)
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
     expected = _load(transformers, tmp_path / "hf")(_ids()).logits
-    assert (model(_ids()) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (model.logits(_ids()) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_config_json_as_transformers_4_writes_it(tmp_path):
@@ -175,19 +177,32 @@ def test_fields_left_out_of_config_json_are_what_llama_takes_them_for():
     assert from_huggingface(named, values, "test")[1] == model.config
 
 
-@pytest.fixture
-def finished(run_config, corpus, tmp_path):
-    """A run directory and its record."""
-    return tmp_path / "run", train(run_config, tmp_path / "run", corpus.path)
+def _save_run(run_dir, config: RunConfig, step: int = 30) -> dict[str, torch.Tensor]:
+    """A run directory with one checkpoint, whose matrices several ranks wrote in pieces; returns its weights."""
+    weights = _weights(_model(config.model.model_dump()))
+    if config.execution.dtype == "float64":
+        weights = {name: weight.double() for name, weight in weights.items()}
+    pieces = []
+    for name, weight in weights.items():
+        dim = 1 if name.endswith(("attention.output.weight", "mlp.down.weight")) else 0
+        start = [0] * weight.dim()
+        for cut in weight.chunk(3, dim):
+            place = (tuple(weight.shape), tuple(start))
+            pieces += [Piece(f"weights/{name}", *place, cut), Piece(f"moments/{name}", *place, torch.zeros_like(cut))]
+            start[dim] += cut.shape[dim]
+    run_dir.mkdir(exist_ok=True)
+    (run_dir / "config.yaml").write_text(config.to_yaml())
+    Checkpointer(run_dir / "checkpoints", 2, Axis()).save(step, pieces, {"run_id": config.run_id})
+    return weights
 
 
-@torch.no_grad()
-def test_an_exported_run_has_the_recorded_loss_and_its_tokenizer(transformers, finished, corpus, tmp_path):
-    run_dir, record = finished
-    export_run(run_dir, tmp_path / "hf", pytest.fail)
+def test_an_exported_run_has_the_recorded_loss_and_its_tokenizer(transformers, run_config, corpus, tmp_path):
+    record = train(run_config, tmp_path / "run", corpus.path)
+    export_run(tmp_path / "run", tmp_path / "hf", pytest.fail)
     model = _load(transformers, tmp_path / "hf")
     sequences = torch.from_numpy(validation_batch(corpus, 32, 16))
-    logits = model(sequences[:, :-1]).logits
+    with torch.no_grad():
+        logits = model(sequences[:, :-1]).logits
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), sequences[:, 1:].flatten())
     assert loss.item() == pytest.approx(record.evaluation.loss, rel=1e-5)
 
@@ -201,9 +216,33 @@ def test_an_exported_run_has_the_recorded_loss_and_its_tokenizer(transformers, f
     assert tokenizer.eos_token_id == model.generation_config.eos_token_id == end
 
 
-def test_tokens_of_another_tokenizer_are_exported_without_one(run_values, corpus, tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_checkpoint_of_several_ranks_comes_back_to_the_bit(run_values, tmp_path, dtype):
+    run_values["execution"]["dtype"] = dtype
+    config = build_config(run_values, "test")
+    weights = _save_run(tmp_path / "run", config)
+    export_run(tmp_path / "run", tmp_path / "hf", pytest.fail)
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["dtype"] == dtype
+    import_weights(tmp_path / "hf", tmp_path / "w.safetensors")
+    back = load_file(tmp_path / "w.safetensors")
+    assert back.keys() == weights.keys()
+    assert all(back[name].equal(weight) and back[name].dtype == weight.dtype for name, weight in weights.items())
+    assert ModelConfig(**yaml.safe_load((tmp_path / "w.yaml").read_text())["model"]) == config.model
+
+
+def test_a_damaged_checkpoint_is_named_passed_over_and_left_where_it_is(run_config, tmp_path):
+    _save_run(tmp_path / "run", run_config, 10)
+    _save_run(tmp_path / "run", run_config, 20)
+    newest = tmp_path / "run" / "checkpoints" / "step-00000020"
+    (newest / "tensors-00000.safetensors").write_bytes(b"")
+    warnings = []
+    assert export_run(tmp_path / "run", tmp_path / "hf", warnings.append)["step"] == 10
+    assert len(warnings) == 1 and "step-00000020 is damaged" in warnings[0] and newest.is_dir()
+
+
+def test_tokens_of_another_tokenizer_are_exported_without_one(run_values, tmp_path):
     run_values["data"]["tokenizer"] = "theirs"
-    train(build_config(run_values, "test"), tmp_path / "run", corpus.path)
+    _save_run(tmp_path / "run", build_config(run_values, "test"))
     assert export_run(tmp_path / "run", tmp_path / "hf", pytest.fail)["files"] == ["config.json", "model.safetensors"]
     values = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert values["bos_token_id"] is values["eos_token_id"] is None, "not the 1 and 2 that Llama's config falls back to"
@@ -238,20 +277,18 @@ def mistake(run):
     return call
 
 
-def test_export_and_import_by_hand(run, finished, tmp_path):
-    run_dir, record = finished
-    code, out, _ = run("export", run_dir, tmp_path / "deep" / "hf", "--json")
+def test_export_and_import_by_hand(run, run_config, tmp_path):
+    weights = _save_run(tmp_path / "run", run_config)
+    parameters = sum(weight.numel() for weight in weights.values())
+    code, out, _ = run("export", tmp_path / "run", tmp_path / "deep" / "hf", "--json")
     done = json.loads(out)
-    assert code == 0 and done["step"] == 30 and done["parameters"] == record.parameters
+    assert code == 0 and (done["run_id"], done["step"], done["parameters"]) == (run_config.run_id, 30, parameters)
     assert sorted(path.name for path in (tmp_path / "deep" / "hf").iterdir()) == done["files"]
     code, out, _ = run("import", tmp_path / "deep" / "hf", "--to", tmp_path / "new" / "w.safetensors", "--json")
-    assert code == 0 and json.loads(out)["parameters"] == record.parameters
-    assert ModelConfig(**yaml.safe_load((tmp_path / "new" / "w.yaml").read_text())["model"]) == record.config.model
-    weights = load_file(tmp_path / "new" / "w.safetensors")
-    Transformer(record.config.model).load_state_dict(weights)
-    assert sum(weight.numel() for weight in weights.values()) == record.parameters
+    assert code == 0 and json.loads(out)["parameters"] == parameters
+    Transformer(run_config.model).load_state_dict(load_file(tmp_path / "new" / "w.safetensors"))
 
-    assert "LlamaForCausalLM in" in run("export", run_dir, tmp_path / "again")[1]
+    assert "LlamaForCausalLM in" in run("export", tmp_path / "run", tmp_path / "again")[1]
     assert "w2.yaml" in run("import", tmp_path / "again", "--to", tmp_path / "w2.safetensors")[1]
     for verb in ("export", "import"):
         code, out, _ = run(verb, "--help")
@@ -278,8 +315,9 @@ def test_a_model_that_llama_cannot_express_is_refused_by_field(said, variant):
         to_huggingface(_weights(model), model.config, 40)
 
 
-def test_mistakes_of_export(mistake, finished, run_config, tmp_path):
-    run_dir, _ = finished
+def test_mistakes_of_export(mistake, run_config, tmp_path):
+    run_dir = tmp_path / "run"
+    _save_run(run_dir, run_config)
     assert "holds no config.yaml" in mistake("export", tmp_path / "nowhere", tmp_path / "hf")
     assert "is there already" in mistake("export", run_dir, run_dir)
     assert "cannot be written" in mistake("export", run_dir, run_dir / "config.yaml" / "hf")
@@ -287,7 +325,7 @@ def test_mistakes_of_export(mistake, finished, run_config, tmp_path):
     (tmp_path / "untrained" / "config.yaml").write_text(run_config.to_yaml())
     assert "no whole checkpoint" in mistake("export", tmp_path / "untrained", tmp_path / "hf")
     (run_dir / "config.yaml").write_text(run_config.to_yaml().replace("seed: 1234", "seed: 7"))
-    assert "checkpoints belong to run" in mistake("export", run_dir, tmp_path / "hf")
+    assert f"belongs to run {run_config.run_id}" in mistake("export", run_dir, tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
 
 
