@@ -4,10 +4,10 @@ Why not leave the backward pass to autograd: the models of a scaling-law sweep a
 they pay is the cost of many short operations. Each function below is one node of the graph, keeps
 only what its backward pass needs, and adds weight gradients straight into `weight.grad` (a view of
 one flat float32 buffer, see parallel/data.py), so that accumulation over micro-batches costs
-nothing. The plain modules of scaling/model.py compute the same values with ordinary autograd;
-tests/parallel/test_functions.py holds the two against each other in float64.
+nothing. They are for one tensor rank; the plain modules of scaling/model.py compute the same values on any number,
+and tests/parallel/test_functions.py holds the two against each other in float64.
 
-Shapes: B sequences, T positions, M = B T tokens, H query heads, G key/value heads (query groups),
+Weights arrive as parallel.tensor.Weights. Shapes: B sequences, T positions, M = B T tokens, H query heads, G key/value heads (query groups),
 R = H / G, K channels a head, D hidden, F feed-forward, V vocabulary. Weights are [out, in].
 """
 
@@ -18,14 +18,6 @@ from torch.autograd.function import once_differentiable
 
 #: Above it a float32 probability has its full relative precision, so the loss may be its logarithm.
 _SMALLEST_PROBABILITY = 1e-30
-
-
-def _add_weight_gradient(grad: Tensor, dy_MN: Tensor, x_MK: Tensor) -> None:
-    """grad += dy^T x, accumulated in the gradient's own precision."""
-    if dy_MN.dtype == grad.dtype:
-        grad.addmm_(dy_MN.t(), x_MK)
-    else:
-        grad.add_(dy_MN.t() @ x_MK)
 
 
 class RMSNorm(torch.autograd.Function):
@@ -64,17 +56,16 @@ class Attention(torch.autograd.Function):
     along the sequence axis, so key and value are never repeated.
 
     `rotation_q` and `rotation_k` are complex [T, 1, K/2]; the query's carries the factor 1/sqrt(K).
-    `mask` is [R T, T], 0 or -inf. The weights arrive as one [(H + 2 G) K, D] view and one [D, H K].
+    `mask` is [R T, T], 0 or -inf. The weights are [(H + 2 G) K, D] and [D, H K]; x is [M, D].
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weights, rotation_q: Tensor, rotation_k: Tensor, mask: Tensor, heads: int, groups: int):
-        weight_qkv, weight_out = weights.compute("qkv"), weights.compute("output")
-        batch, length, hidden = x.shape
-        half = rotation_q.shape[-1]
-        size = 2 * half
-        x_MD = x.reshape(-1, hidden)
-        qkv = torch.mm(x_MD, weight_qkv.t()).view(batch, length, heads + 2 * groups, size).to(mask.dtype)
+    def forward(
+        ctx, x: Tensor, weights_qkv, weights_out, rotation_q: Tensor, rotation_k: Tensor, mask: Tensor, heads: int, groups: int
+    ):
+        length, half = mask.shape[1], rotation_q.shape[-1]
+        batch, size = x.shape[0] // length, 2 * half
+        qkv = torch.mm(x, weights_qkv.matrix().t()).view(batch, length, heads + 2 * groups, size).to(mask.dtype)
 
         def rotated(part: Tensor, rotation: Tensor, count: int) -> Tensor:
             # written straight into [B, count, T, K/2], the order that the batched products want
@@ -87,22 +78,20 @@ class Attention(torch.autograd.Function):
         v = qkv[:, :, heads + groups :].transpose(1, 2).reshape(batch * groups, length, size)
         p = torch.softmax(torch.baddbmm(mask, q, k.transpose(1, 2)), -1)
         o = torch.bmm(p, v).view(batch, heads, length, size).transpose(1, 2).reshape(-1, heads * size).to(x.dtype)
-        ctx.save_for_backward(x_MD, q, k, v, p, o, rotation_q, rotation_k)
-        ctx.weights = weights
-        return torch.mm(o, weight_out.t()).view(batch, length, -1)
+        ctx.save_for_backward(x, q, k, v, p, o, rotation_q, rotation_k)
+        ctx.weights_qkv, ctx.weights_out = weights_qkv, weights_out
+        return torch.mm(o, weights_out.matrix().t())
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor):
-        x_MD, q, k, v, p, o, rotation_q, rotation_k = ctx.saved_tensors
-        weight_qkv, weight_out = ctx.weights.compute("qkv"), ctx.weights.compute("output")
-        batch, length, hidden = dy.shape
-        size, groups = v.shape[-1], v.shape[0] // batch
+        x, q, k, v, p, o, rotation_q, rotation_k = ctx.saved_tensors
+        length, size = v.shape[1:]
+        batch, half = x.shape[0] // length, size // 2
+        groups = v.shape[0] // batch
         heads = q.shape[1] // length * groups
-        half = size // 2
-        dy_MD = dy.reshape(-1, hidden)
-        _add_weight_gradient(ctx.weights.grad("output"), dy_MD, o)
-        do = torch.mm(dy_MD, weight_out).view(batch, length, heads, size).transpose(1, 2)
+        ctx.weights_out.add_gradient(dy, o)
+        do = torch.mm(dy, ctx.weights_out.matrix()).view(batch, length, heads, size).transpose(1, 2)
         do = do.reshape(batch * groups, -1, size).to(p.dtype)
         dv = torch.bmm(p.transpose(1, 2), do)
         ds = torch._softmax_backward_data(torch.bmm(do, v.transpose(1, 2)), p, -1, p.dtype)
@@ -119,43 +108,40 @@ class Attention(torch.autograd.Function):
         rotate_back(dq, rotation_q, dqkv[:, :, :heads], heads)
         rotate_back(dk, rotation_k, dqkv[:, :, heads : heads + groups], groups)
         dqkv[:, :, heads + groups :] = dv.view(batch, groups, length, size).transpose(1, 2)
-        dqkv = dqkv.view(x_MD.shape[0], -1).to(x_MD.dtype)
-        _add_weight_gradient(ctx.weights.grad("qkv"), dqkv, x_MD)
-        dx = torch.mm(dqkv, weight_qkv).view(batch, length, -1)
-        return dx, None, None, None, None, None, None
+        dqkv = dqkv.view(x.shape[0], -1).to(x.dtype)
+        ctx.weights_qkv.add_gradient(dqkv, x)
+        return torch.mm(dqkv, ctx.weights_qkv.matrix()), None, None, None, None, None, None, None
 
 
 class SwiGLU(torch.autograd.Function):
     """y = (silu(x Wg^T) * x Wu^T) Wd^T (Shazeer, 2020).
 
-    The gate's and the up projection's weights arrive as one [2 F, D] view, the down projection's as [D, F].
+    The gate's and the up projection's weights are stacked, [2 F, D]; the down projection's are [D, F]; x is [M, D].
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weights) -> Tensor:
-        x_MD = x.reshape(-1, x.shape[-1])
-        both = torch.mm(x_MD, weights.compute("gate_up").t())
+    def forward(ctx, x: Tensor, weights_gate_up, weights_down) -> Tensor:
+        both = torch.mm(x, weights_gate_up.matrix().t())
         gate, up = both.chunk(2, -1)
         activated = torch.nn.functional.silu(gate)
         product = activated * up
-        ctx.save_for_backward(x_MD, both, activated, product)
-        ctx.weights = weights
-        return torch.mm(product, weights.compute("down").t()).view_as(x)
+        ctx.save_for_backward(x, both, activated, product)
+        ctx.weights_gate_up, ctx.weights_down = weights_gate_up, weights_down
+        return torch.mm(product, weights_down.matrix().t())
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor):
-        x_MD, both, activated, product = ctx.saved_tensors
+        x, both, activated, product = ctx.saved_tensors
         gate, up = both.chunk(2, -1)
-        dy_MD = dy.reshape(-1, dy.shape[-1])
-        _add_weight_gradient(ctx.weights.grad("down"), dy_MD, product)
-        dproduct = torch.mm(dy_MD, ctx.weights.compute("down"))
+        ctx.weights_down.add_gradient(dy, product)
+        dproduct = torch.mm(dy, ctx.weights_down.matrix())
         dboth = torch.empty_like(both)
         dgate, dup = dboth.chunk(2, -1)
         torch.mul(dproduct, activated, out=dup)
         torch.ops.aten.silu_backward.grad_input(dproduct.mul_(up), gate, grad_input=dgate)
-        _add_weight_gradient(ctx.weights.grad("gate_up"), dboth, x_MD)
-        return torch.mm(dboth, ctx.weights.compute("gate_up")).view_as(dy), None
+        ctx.weights_gate_up.add_gradient(dboth, x)
+        return torch.mm(dboth, ctx.weights_gate_up.matrix()), None, None
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -167,8 +153,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weights, targets: Tensor) -> Tensor:
-        x_MD = x.reshape(-1, x.shape[-1])
-        logits = torch.mm(x_MD, weights.compute("output").t())
+        logits = torch.mm(x, weights.matrix().t())
         dtype = torch.promote_types(logits.dtype, torch.float32)
         p = torch.softmax(logits, -1, dtype=dtype)
         index = targets.reshape(-1, 1)
@@ -179,15 +164,15 @@ class LinearCrossEntropy(torch.autograd.Function):
             loss = torch.log_softmax(logits, -1, dtype=dtype).gather(1, index).sum().neg_()
         dlogits = p
         dlogits.scatter_add_(1, index, torch.full(index.shape, -1.0, dtype=dlogits.dtype, device=x.device))
-        ctx.save_for_backward(x_MD, dlogits)
-        ctx.weights, ctx.shape = weights, x.shape
+        ctx.save_for_backward(x, dlogits)
+        ctx.weights = weights
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dloss: Tensor):
-        x_MD, dlogits = ctx.saved_tensors
-        dlogits = dlogits.to(x_MD.dtype)
-        scale = dloss.to(x_MD.dtype)
-        _add_weight_gradient(ctx.weights.grad("output"), dlogits, x_MD * scale)
-        return torch.mm(dlogits, ctx.weights.compute("output")).mul_(scale).view(ctx.shape), None, None
+        x, dlogits = ctx.saved_tensors
+        dlogits = dlogits.to(x.dtype)
+        scale = dloss.to(x.dtype)
+        ctx.weights.add_gradient(dlogits, x * scale)
+        return torch.mm(dlogits, ctx.weights.matrix()).mul_(scale), None, None

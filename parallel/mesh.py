@@ -4,15 +4,23 @@ Ranks are numbered as Megatron numbers them, tensor fastest: rank = ((pipeline *
 * TP + tensor. Neighbours on the tensor axis, who talk most, are then neighbours on a node.
 """
 
+import contextlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from parallel.layout import Layout
+
+# renamed in torch 2.13
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 @dataclass(frozen=True)
@@ -22,16 +30,41 @@ class Axis:
     Attributes:
         rank: this rank's place, 0 .. size - 1.
         ranks: their global ranks, in order.
-        group: their process group; None when this rank is alone.
+        group: their process group; None when this rank is alone, whose collectives then do nothing.
+        blocked: makes a context that is open while this rank waits for the others, to be timed.
     """
 
     rank: int = 0
     size: int = 1
     ranks: tuple[int, ...] = (0,)
     group: dist.ProcessGroup | None = None
+    blocked: Callable[[], Any] = contextlib.nullcontext
 
-    def __reduce__(self):
-        raise TypeError("an Axis belongs to its process")
+    def wait(self, work: dist.Work | None) -> None:
+        """Until a collective that was started with `asynchronous` is done."""
+        if work is not None:
+            with self.blocked():
+                work.wait()
+
+    def all_reduce(self, x: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM, asynchronous: bool = False):
+        """x summed over the ranks, in place; returns the work to wait for when asynchronous."""
+        if self.size > 1:
+            return self._run(dist.all_reduce(x, op, group=self.group, async_op=True), asynchronous)
+
+    def all_gather(self, out: Tensor, x: Tensor, asynchronous: bool = False):
+        """out = the ranks' x, one after the other along the first axis."""
+        if self.size > 1:
+            return self._run(_all_gather(out, x, group=self.group, async_op=True), asynchronous)
+
+    def reduce_scatter(self, out: Tensor, x: Tensor, asynchronous: bool = False):
+        """out = this rank's part, along the first axis, of the sum of the ranks' x."""
+        if self.size > 1:
+            return self._run(_reduce_scatter(out, x, group=self.group, async_op=True), asynchronous)
+
+    def _run(self, work: dist.Work, asynchronous: bool) -> dist.Work | None:
+        if asynchronous:
+            return work
+        self.wait(work)
 
 
 @dataclass(frozen=True)
@@ -52,18 +85,21 @@ class Mesh:
     replica: Axis = Axis()
     world: Axis = Axis()
 
-    def subset(self, axis: Axis, count: int) -> Axis:
-        """The run of `count` neighbours on `axis` that this rank belongs to. Every rank of the mesh must ask alike.
+    def close(self) -> None:
+        """Leave the process groups of the axes, of which a process may have many runs' worth one after another."""
+        for axis in (self.pipeline, self.data, self.context, self.tensor, self.replica, self.world):
+            if axis.group is not None:
+                dist.destroy_process_group(axis.group)
 
-        Used for key/value heads that `count` tensor ranks share.
-        """
-        if count == 1:
-            return Axis(ranks=(self.rank,))
-        start = axis.rank // count * count
-        mine = axis.ranks[start : start + count]
-        grid = _grid(self.layout)
-        moved = np.moveaxis(grid, 3, -1).reshape(-1, count)
-        return Axis(mine.index(self.rank), count, mine, _group(moved, self.rank))
+    def tensor_neighbours(self, count: int) -> Axis:
+        """The run of `count` tensor ranks that this rank belongs to: those that share key/value heads. Collective."""
+        return _axis(_grid(self.layout).reshape(-1, count), (1,), self.rank, self.world.blocked)
+
+    def ends_of_pipeline(self) -> Axis:
+        """This rank and its partner at the other end of the pipeline, or this rank alone in between. Collective."""
+        ends = _grid(self.layout)[[0, -1]].reshape(2, -1)
+        axis = _axis(ends, (0,), self.rank, self.world.blocked)
+        return axis
 
 
 def _grid(layout: Layout) -> np.ndarray:
@@ -72,47 +108,32 @@ def _grid(layout: Layout) -> np.ndarray:
     )
 
 
-def _group(rows: np.ndarray, rank: int) -> dist.ProcessGroup | None:
-    """A process group for every row; returns the one that `rank` is in. Collective."""
-    mine = None
-    for row in rows.tolist():
-        group = dist.new_group(row)
-        if rank in row:
-            mine = group
+def _axis(grid: np.ndarray, along: tuple[int, ...], rank: int, blocked: Callable[[], Any]) -> Axis:
+    """A process group for every line of `grid` along some of its axes; returns this rank's. Collective."""
+    size = int(np.prod([grid.shape[axis] for axis in along]))
+    mine = Axis(ranks=(rank,))
+    if size == 1:
+        return mine
+    for line in np.moveaxis(grid, along, range(-len(along), 0)).reshape(-1, size).tolist():
+        group = dist.new_group(line)
+        if rank in line:
+            mine = Axis(line.index(rank), size, tuple(line), group, blocked)
     return mine
 
 
-def _axis(grid: np.ndarray, axes: tuple[int, ...], rank: int) -> Axis:
-    size = int(np.prod([grid.shape[axis] for axis in axes]))
-    if size == 1:
-        return Axis(ranks=(rank,))
-    rows = np.moveaxis(grid, axes, range(-len(axes), 0)).reshape(-1, size)
-    mine = tuple(next(row for row in rows.tolist() if rank in row))
-    return Axis(mine.index(rank), size, mine, _group(rows, rank))
-
-
-def build_mesh(layout: Layout, device: torch.device) -> Mesh:
+def build_mesh(layout: Layout, device: torch.device, blocked: Callable[[], Any] = contextlib.nullcontext) -> Mesh:
     """This rank's mesh. Collective over the default process group, which must have `layout.world_size` ranks.
 
     Raises ValueError when it has another number.
     """
-    if layout.world_size == 1:
-        return Mesh(layout, device=device)
     found = dist.get_world_size() if dist.is_initialized() else 1
     if found != layout.world_size:
-        raise ValueError(f"the layout needs {layout.world_size} ranks and {found} are running")
+        raise ValueError(f"the layout {layout} needs {layout.world_size} ranks and {found} are running")
+    if layout.world_size == 1:
+        return Mesh(layout, device=device)
     rank, grid = dist.get_rank(), _grid(layout)
-    return Mesh(
-        layout,
-        rank,
-        device,
-        pipeline=_axis(grid, (0,), rank),
-        data=_axis(grid, (1,), rank),
-        context=_axis(grid, (2,), rank),
-        tensor=_axis(grid, (3,), rank),
-        replica=_axis(grid, (1, 2), rank),
-        world=_axis(grid, (0, 1, 2, 3), rank),
-    )
+    axes = {"pipeline": (0,), "data": (1,), "context": (2,), "tensor": (3,), "replica": (1, 2), "world": (0, 1, 2, 3)}
+    return Mesh(layout, rank, device, **{name: _axis(grid, along, rank, blocked) for name, along in axes.items()})
 
 
 def ranks_started() -> int:

@@ -149,10 +149,15 @@ class ExecutionConfig(_Frozen):
     """How a run is carried out on this machine. Not part of its identity."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of the matrix products; weights, loss and optimizer stay float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = Field(
+        "auto", description="of the matrix products; weights, loss and optimizer stay float32 (float64: all of it, for proofs)"
     )
-    micro_batch_size: PositiveInt | None = Field(None, description="sequences per forward pass; default all of the batch")
+    micro_batch_size: PositiveInt | None = Field(
+        None, description="sequences per forward pass; default all of a rank's batch, cut to fill a pipeline"
+    )
+    recompute_granularity: Literal["none", "selective", "full"] = Field(
+        "none", description="activations computed anew in the backward pass: attention and MLP cores, or whole layers"
+    )
     num_threads: PositiveInt | None = Field(None, description="CPU threads of one run; default all cores allowed")
     checkpoint_interval_seconds: float = Field(20.0, ge=0, description="0 = only at the end")
     keep_checkpoints: int = Field(2, ge=2, description="older ones are deleted; two, so that one may be damaged")
@@ -213,6 +218,17 @@ class RunConfig(_Frozen):
         payload = {"science_version": SCIENCE_VERSION, **self.science()}
         text = json.dumps(payload, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Sequences of one forward pass of one rank: as set, or what fills a pipeline twice, or all of its batch."""
+        if self.execution.micro_batch_size is not None:
+            return self.execution.micro_batch_size
+        rows = self.global_batch_size // self.parallel.data_parallel_size
+        if self.parallel.pipeline_parallel_size == 1:
+            return rows
+        wanted = 2 * self.parallel.num_stages
+        return max((size for size in range(1, rows + 1) if rows % size == 0 and rows // size >= wanted), default=1)
 
     @property
     def tokens_per_step(self) -> int:

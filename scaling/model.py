@@ -1,50 +1,92 @@
 """The decoder-only transformer: Llama's and GPT-2's families, Pythia's, Chinchilla's, by configuration.
 
-Shapes: B sequences, T positions, D hidden, H query heads, G key/value heads, K channels a head, V vocabulary.
+Shapes: B sequences, T positions, M = B T tokens, D hidden, H query heads, G key/value heads, K channels a head,
+V vocabulary. On one rank of many T, H, G and V are that rank's part, and the residual stream [M, D] may be one run
+of the tokens (sequence parallelism, parallel/tensor.py).
 
-Every module computes with ordinary torch operations. `Transformer.fuse` swaps in the hand-written
-functions of parallel/functions.py where a module's options allow it; the values are the same.
+The same modules serve one process and every layout: column- and row-parallel products know their Region, attention
+its part of the sequence, and a pipeline stage is a Transformer with some of the layers. `Transformer.bind` connects
+them to flat buffers, and where a module's options allow it swaps in the hand-written functions of
+parallel/functions.py, which compute the same values.
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from parallel import functions
-from parallel.data import FlatParameters, Weights
+from parallel import context, functions, tensor
+from parallel.data import FlatParameters, Ready, Shard
+from parallel.mesh import Axis, Mesh
+from parallel.recompute import recompute
+from parallel.tensor import Embedding, Linear, Region, Weights, column, piece, replicated, row
 from scaling.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a Transformer stands among the ranks: which layers it has, and whom it shares them with.
+
+    Attributes:
+        mesh, sequence_parallel: the ranks, and whether the tensor ranks divide the tokens between their regions.
+        first_layer, end_layer: the layers of this stage; end None: to the last.
+        tied: the ranks at the two ends of a pipeline that both hold a tied embedding.
+        recompute_granularity: what is computed anew in the backward pass instead of kept.
+        seq_length: of the whole sequences; a first stage can tell it from its ids.
+    """
+
+    mesh: Mesh = Mesh()
+    sequence_parallel: bool = False
+    first_layer: int = 0
+    end_layer: int | None = None
+    tied: Axis = Axis()
+    recompute_granularity: str = "none"
+    seq_length: int | None = None
 
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + epsilon) * weight over the last axis."""
 
-    def __init__(self, size: int, epsilon: float):
+    def __init__(self, size: int, epsilon: float, shard: Shard | None = None):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
+        self.shards = {"weight": shard}
         self.epsilon = epsilon
         self.fused_dtype: torch.dtype | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.fused_dtype is not None:
             return functions.RMSNorm.apply(x, self.weight, self.weight.grad, self.epsilon, self.fused_dtype)
-        return F.rms_norm(x, x.shape[-1:], self.weight, self.epsilon)
+        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.epsilon)
 
 
-def _norm(config: ModelConfig, size: int) -> nn.Module:
+class LayerNorm(nn.LayerNorm):
+    """nn.LayerNorm in the precision of its input, whatever that of its weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = (None if p is None else p.to(x.dtype) for p in (self.weight, self.bias))
+        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
+def _norm(config: ModelConfig, region: Region) -> nn.Module:
+    shard = replicated((config.hidden_size,), region)
     if config.normalization == "rmsnorm":
-        return RMSNorm(size, config.norm_epsilon)
+        return RMSNorm(config.hidden_size, config.norm_epsilon, shard)
     affine = config.normalization == "layernorm"
-    return nn.LayerNorm(size, eps=config.norm_epsilon, elementwise_affine=affine)
+    norm = LayerNorm(config.hidden_size, eps=config.norm_epsilon, elementwise_affine=affine)
+    norm.shards = {"weight": shard, "bias": shard}
+    return norm
 
 
-def rotation_table(config: ModelConfig, length: int, device: torch.device | str, dtype: torch.dtype = torch.complex64) -> Tensor:
+def rotation_table(config: ModelConfig, positions: Tensor, dtype: torch.dtype = torch.complex64) -> Tensor:
     """Complex [T, 1, rotary/2]: exp(i t base^(-2 j / rotary)) for position t and pair j (Su et al., 2021)."""
     rotary = config.rotary_dim
-    frequency = config.rotary_base ** (-torch.arange(0, rotary, 2, dtype=torch.float64) / rotary)
-    angle = torch.outer(torch.arange(length, dtype=torch.float64), frequency)
-    return torch.polar(torch.ones_like(angle), angle).to(dtype).unsqueeze(1).to(device)
+    frequency = config.rotary_base ** (-torch.arange(0, rotary, 2, dtype=torch.float64, device=positions.device) / rotary)
+    angle = torch.outer(positions.double(), frequency)
+    return torch.polar(torch.ones_like(angle), angle).to(dtype).unsqueeze(1)
 
 
 def _rotate(x_BTHK: Tensor, rotation: Tensor) -> Tensor:
@@ -63,12 +105,18 @@ class RelativePosition(nn.Module):
     score(i, j) = (q_i + content_bias) k_j + (q_i + position_bias) r_{i-j}, r = W sinusoid(distance).
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, axis: Axis):
         super().__init__()
         heads, size = config.num_attention_heads, config.kv_channels
-        self.weight = nn.Parameter(torch.empty(heads * size, config.hidden_size))
-        self.content_bias = nn.Parameter(torch.zeros(heads, size))
-        self.position_bias = nn.Parameter(torch.zeros(heads, size))
+        start, local = piece(heads, axis)
+        self.weight = nn.Parameter(torch.empty(local * size, config.hidden_size))
+        self.content_bias = nn.Parameter(torch.zeros(local, size))
+        self.position_bias = nn.Parameter(torch.zeros(local, size))
+        self.shards = {
+            "weight": Shard((heads * size, config.hidden_size), 0, start * size),
+            "content_bias": Shard((heads, size), 0, start),
+            "position_bias": Shard((heads, size), 0, start),
+        }
 
     def forward(self, q_BHTK: Tensor) -> Tensor:
         """The position part of the scores, [B, H, T, T]; entries with j > i mean nothing."""
@@ -84,195 +132,250 @@ class RelativePosition(nn.Module):
         return by_distance.gather(-1, distance.expand(by_distance.shape))
 
 
-def attention_fusable(config: ModelConfig) -> bool:
+def attention_fusable(config: ModelConfig, mesh: Mesh = Mesh()) -> bool:
     """Whether parallel.functions.Attention computes exactly what the Attention module of this config does."""
     whole = config.position_embedding == "rope" and config.rotary_dim == config.kv_channels
-    return whole and not config.add_bias_linear and not config.qk_norm
+    alone = mesh.tensor.size == 1 and mesh.context.size == 1
+    return alone and whole and not config.add_bias_linear and not config.qk_norm
 
 
 class Attention(nn.Module):
-    """Causal self-attention with grouped queries: [B, T, D] -> [B, T, D]."""
+    """Causal self-attention with grouped queries: [M, D] -> [M, D].
 
-    def __init__(self, config: ModelConfig):
+    The heads are divided over the tensor ranks. Where those are more than the key/value heads, neighbours share
+    one: each holds its weights, sees the gradient of its own query heads, and the parts are summed.
+    """
+
+    def __init__(self, config: ModelConfig, place: Place, region: Region):
         super().__init__()
-        self.config = config
-        heads, groups, size = config.num_attention_heads, config.num_query_groups, config.kv_channels
-        bias = config.add_bias_linear
-        self.query = nn.Linear(config.hidden_size, heads * size, bias=bias)
-        self.key = nn.Linear(config.hidden_size, groups * size, bias=bias)
-        self.value = nn.Linear(config.hidden_size, groups * size, bias=bias)
-        self.output = nn.Linear(heads * size, config.hidden_size, bias=bias)
+        self.config, self.context, self.method = config, place.mesh.context, place.mesh.layout.context_parallel_method
+        self.keep = recompute(place.recompute_granularity == "selective")
+        axis, size, hidden, bias = region.axis, config.kv_channels, config.hidden_size, config.add_bias_linear
+        heads, groups = config.num_attention_heads, config.num_query_groups
+        sharing = max(1, axis.size // groups)
+        self.heads, self.groups = heads // axis.size, max(1, groups // axis.size)
+        key_value = {
+            "divided": 0,
+            "start": axis.rank // sharing * self.groups * size,
+            "length": self.groups * size,
+            "partial": place.mesh.tensor_neighbours(sharing) if sharing > 1 else None,
+            "primary": axis.rank % sharing == 0,
+        }
+        length = self.heads * size
+        self.query = Linear(heads * size, hidden, 0, axis.rank * length, length, region, bias)
+        self.key = Linear(groups * size, hidden, region=region, bias=bias, **key_value)
+        self.value = Linear(groups * size, hidden, region=region, bias=bias, **key_value)
+        self.output = Linear(hidden, heads * size, 1, axis.rank * length, length, region, bias)
         if config.qk_norm:
-            self.query_norm = RMSNorm(size, config.norm_epsilon)
-            self.key_norm = RMSNorm(size, config.norm_epsilon)
+            shard = Shard((size,), partial=axis if axis.size > 1 else None, primary=axis.rank == 0)
+            self.query_norm = RMSNorm(size, config.norm_epsilon, shard)
+            self.key_norm = RMSNorm(size, config.norm_epsilon, shard)
         if config.position_embedding == "relative":
-            self.relative = RelativePosition(config)
-        self.weights: Weights | None = None
+            self.relative = RelativePosition(config, axis)
+        self.qkv = Weights([self.query, self.key, self.value], region)
+        self.out = Weights([self.output], region)
+        self.fused = False
 
-    def forward(self, x_BTD: Tensor, tables: "Tables") -> Tensor:
-        c = self.config
-        if self.weights is not None:
+    def forward(self, x: Tensor, tables: "Tables") -> Tensor:
+        if self.fused:
             return functions.Attention.apply(
-                x_BTD, self.weights, tables.rotation_query, tables.rotation, tables.mask, c.num_attention_heads, c.num_query_groups
+                x, self.qkv, self.out, tables.rotation_query, tables.rotation, tables.mask, self.heads, self.groups
             )
-        batch, length, _ = x_BTD.shape
-        q = self.query(x_BTD).view(batch, length, c.num_attention_heads, c.kv_channels)
-        k = self.key(x_BTD).view(batch, length, c.num_query_groups, c.kv_channels)
-        v = self.value(x_BTD).view(batch, length, c.num_query_groups, c.kv_channels)
+        qkv = column(x, self.qkv)
+        return row(self.keep(self._core, qkv, tables), self.out)
+
+    def _core(self, qkv_MC: Tensor, tables: "Tables") -> Tensor:
+        """What lies between the projections: [M, (H + 2 G) K] -> [M, H K]."""
+        c, size = self.config, self.config.kv_channels
+        qkv = qkv_MC.view(-1, tables.length, self.heads + 2 * self.groups, size)
+        q, k, v = qkv.split((self.heads, self.groups, self.groups), 2)
         if c.qk_norm:
-            q, k = self.query_norm(q), self.key_norm(k)
+            q, k = self.query_norm(q).to(v.dtype), self.key_norm(k).to(v.dtype)
         if c.position_embedding == "rope":
             q, k = _rotate(q, tables.rotation), _rotate(k, tables.rotation)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        grouped = c.num_query_groups != c.num_attention_heads
         if c.position_embedding == "relative":
-            future = torch.ones(length, length, dtype=torch.bool, device=x_BTD.device).triu(1)
-            bias = (self.relative(q) / math.sqrt(c.kv_channels)).masked_fill(future, -math.inf)
-            q = q + self.relative.content_bias[:, None]
+            length = tables.length
+            future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
+            bias = (self.relative(q) / math.sqrt(size)).masked_fill(future, -math.inf)
+            q = q + self.relative.content_bias[:, None].to(q.dtype)
+            grouped = self.groups != self.heads
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), enable_gqa=grouped)
         else:
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-        return self.output(out.transpose(1, 2).reshape(batch, length, -1))
+            out = context.attention(q, k, v, self.context, self.method)
+        return out.transpose(1, 2).reshape(qkv_MC.shape[0], -1)
 
 
 class MLP(nn.Module):
-    """SwiGLU, (silu(x Wg) * x Wu) Wd, or GELU, gelu(x Wu) Wd: [B, T, D] -> [B, T, D]."""
+    """SwiGLU, (silu(x Wg) * x Wu) Wd, or GELU, gelu(x Wu) Wd: [M, D] -> [M, D]."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, place: Place, region: Region):
         super().__init__()
         hidden, inner, bias = config.hidden_size, config.ffn_hidden_size, config.add_bias_linear
+        start, length = piece(inner, region.axis)
+        self.keep = recompute(place.recompute_granularity == "selective")
         self.gated = config.activation == "swiglu"
         if self.gated:
-            self.gate = nn.Linear(hidden, inner, bias=bias)
-        self.up = nn.Linear(hidden, inner, bias=bias)
-        self.down = nn.Linear(inner, hidden, bias=bias)
-        self.fusable = self.gated and not bias
-        self.weights: Weights | None = None
+            self.gate = Linear(inner, hidden, 0, start, length, region, bias)
+        self.up = Linear(inner, hidden, 0, start, length, region, bias)
+        self.down = Linear(hidden, inner, 1, start, length, region, bias)
+        self.enter = Weights([self.gate, self.up] if self.gated else [self.up], region)
+        self.leave = Weights([self.down], region)
+        self.fusable = self.gated and not bias and region.axis.size == 1
+        self.fused = False
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        if self.weights is not None:
-            return functions.SwiGLU.apply(x_BTD, self.weights)
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fused:
+            return functions.SwiGLU.apply(x, self.enter, self.leave)
+        return row(self.keep(self._activate, column(x, self.enter)), self.leave)
+
+    def _activate(self, y: Tensor) -> Tensor:
         if self.gated:
-            return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
+            gate, up = y.chunk(2, -1)
+            return F.silu(gate) * up
         # GPT-2's form of GELU, Hendrycks & Gimpel's tanh approximation
-        return self.down(F.gelu(self.up(x_BTD), approximate="tanh"))
+        return F.gelu(y, approximate="tanh")
 
 
 class Layer(nn.Module):
     """x + attention(norm(x)), then + mlp(norm(.)); with parallel_residual both read the same x."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, place: Place, region: Region):
         super().__init__()
         self.parallel_residual = config.parallel_residual
-        self.attention_norm = _norm(config, config.hidden_size)
-        self.attention = Attention(config)
-        self.mlp_norm = _norm(config, config.hidden_size)
-        self.mlp = MLP(config)
+        self.attention_norm = _norm(config, region)
+        self.attention = Attention(config, place, region)
+        self.mlp_norm = _norm(config, region)
+        self.mlp = MLP(config, place, region)
 
-    def forward(self, x_BTD: Tensor, tables: "Tables") -> Tensor:
-        after = x_BTD + self.attention(self.attention_norm(x_BTD), tables)
+    def forward(self, x: Tensor, tables: "Tables") -> Tensor:
+        after = x + self.attention(self.attention_norm(x), tables)
         if self.parallel_residual:
-            return after + self.mlp(self.mlp_norm(x_BTD))
+            return after + self.mlp(self.mlp_norm(x))
         return after + self.mlp(self.mlp_norm(after))
 
 
 class Tables:
-    """What depends on the sequence length alone: rotations, and the causal mask of the fused attention."""
+    """What depends on the positions alone: rotations, and the causal mask of the fused attention."""
 
-    def __init__(self, config: ModelConfig, length: int, device: torch.device | str, dtype: torch.dtype, fused: bool):
+    def __init__(self, config: ModelConfig, positions: Tensor, dtype: torch.dtype, fused: bool):
+        self.positions, self.length = positions, positions.numel()
         if config.position_embedding == "rope":
             exact = torch.complex128 if dtype == torch.float64 else torch.complex64
-            self.rotation = rotation_table(config, length, device, exact)
+            self.rotation = rotation_table(config, positions, exact)
             self.rotation_query = self.rotation / math.sqrt(config.kv_channels)
         if fused:
             repeats = config.num_attention_heads // config.num_query_groups
-            mask = torch.full((length, length), -math.inf, dtype=dtype, device=device).triu(1)
+            mask = torch.full((self.length, self.length), -math.inf, dtype=dtype, device=positions.device).triu(1)
             self.mask = mask.repeat(repeats, 1)
 
 
 class Transformer(nn.Module):
-    """Token ids [B, T] -> logits [B, T, V], or the summed loss against targets [B, T]."""
+    """Token ids [B, T] -> hidden states of the last layer's norm, or of the last layer of this pipeline stage.
 
-    def __init__(self, config: ModelConfig):
+    A stage that is not the first takes the hidden states [M, D] of the one before instead of ids. `shared` is the
+    embedding of a first stage on the same rank, which a last stage with tied embeddings uses as its own.
+    """
+
+    def __init__(self, config: ModelConfig, place: Place = Place(), shared: Embedding | None = None):
         super().__init__()
-        self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        if config.position_embedding == "learned":
+        self.config, self.place = config, place
+        tensor_axis = place.mesh.tensor
+        self.region = Region(tensor_axis, place.sequence_parallel)
+        end = config.num_layers if place.end_layer is None else place.end_layer
+        self.is_first, self.is_last = place.first_layer == 0, end == config.num_layers
+        tied = config.tie_word_embeddings
+        if self.is_first or (self.is_last and tied):
+            pair = place.tied if tied and place.tied.size > 1 else None
+            made = Embedding(config.vocab_size, config.hidden_size, self.region, pair, primary=self.is_first)
+            self.embedding = shared or made
+        if self.is_first and config.position_embedding == "learned":
             self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
-        self.final_norm = _norm(config, config.hidden_size)
-        if not config.tie_word_embeddings:
-            self.output = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.output_weights: Weights | None = None
+            self.position_embedding.shards = {"weight": replicated(tuple(self.position_embedding.weight.shape), self.region)}
+        self.layers = nn.ModuleDict({str(i): Layer(config, place, self.region) for i in range(place.first_layer, end)})
+        self._whole_layer = recompute(place.recompute_granularity == "full")
+        self.start, rows = piece(config.vocab_size, tensor_axis)
+        if self.is_last:
+            self.final_norm = _norm(config, self.region)
+            if not tied:
+                self.output = Linear(config.vocab_size, config.hidden_size, 0, self.start, rows, self.region)
+            self.head = Weights([self.embedding if tied else self.output], self.region)
+        self.fused_head = False
         self._tables: dict[int, Tables] = {}
+        self.call_when_ready: Callable[[str], None] | None = None
 
-    @property
-    def output_weight(self) -> Tensor:
-        """[V, D]: the embedding itself when tied."""
-        return self.embedding.weight if self.config.tie_word_embeddings else self.output.weight
+    def bind(self, flat: FlatParameters, fuse: bool) -> list[str]:
+        """Compute with the flat buffers' views; with `fuse` by hand-written functions wherever they compute the same.
 
-    @property
-    def wholly_fusable(self) -> bool:
-        """Whether every operation has a hand-written function."""
-        layer = self.layers[0]
-        return self.config.normalization == "rmsnorm" and attention_fusable(self.config) and layer.mlp.fusable
-
-    def fuse(self, flat: FlatParameters) -> list[str]:
-        """Use the hand-written functions wherever they compute the same thing; returns what was fused."""
-        dtype, fused = flat.compute.dtype, {"linear_cross_entropy"}
+        Returns the names of what was fused.
+        """
         self._tables.clear()
-        name = "embedding.weight" if self.config.tie_word_embeddings else "output.weight"
-        self.output_weights = Weights(flat, {"output": [name]})
-        for index, layer in enumerate(self.layers):
-            prefix = f"layers.{index}"
-            if attention_fusable(self.config):
-                at = f"{prefix}.attention"
-                qkv = [f"{at}.query.weight", f"{at}.key.weight", f"{at}.value.weight"]
-                layer.attention.weights = Weights(flat, {"qkv": qkv, "output": [f"{at}.output.weight"]})
-                fused.add("attention")
-            if layer.mlp.fusable:
-                gate_up = [f"{prefix}.mlp.gate.weight", f"{prefix}.mlp.up.weight"]
-                layer.mlp.weights = Weights(flat, {"gate_up": gate_up, "down": [f"{prefix}.mlp.down.weight"]})
-                fused.add("swiglu")
-        if self.config.normalization == "rmsnorm":
-            norms = [self.final_norm]
-            norms += [n for layer in self.layers for n in (layer.attention_norm, layer.mlp_norm)]
+        fused, dtype = set(), flat.compute.dtype
+        for index, layer in self.layers.items():
+            at, mlp = f"layers.{index}.attention", f"layers.{index}.mlp"
+            layer.attention.qkv.bind(flat, [f"{at}.{part}.weight" for part in ("query", "key", "value")])
+            layer.attention.out.bind(flat, [f"{at}.output.weight"])
+            enter = ["gate", "up"] if layer.mlp.gated else ["up"]
+            layer.mlp.enter.bind(flat, [f"{mlp}.{part}.weight" for part in enter])
+            layer.mlp.leave.bind(flat, [f"{mlp}.down.weight"])
+            layer.attention.fused = fuse and attention_fusable(self.config, self.place.mesh)
+            layer.mlp.fused = fuse and layer.mlp.fusable
+            fused |= {"attention"} if layer.attention.fused else set()
+            fused |= {"swiglu"} if layer.mlp.fused else set()
+        norms = [norm for layer in self.layers.values() for norm in (layer.attention_norm, layer.mlp_norm)]
+        if self.is_last:
+            self.head.bind(flat, ["embedding.weight" if self.config.tie_word_embeddings else "output.weight"])
+            norms.append(self.final_norm)
+            self.fused_head = fuse and self.region.axis.size == 1
+            fused |= {"linear_cross_entropy"} if self.fused_head else set()
+        if fuse and self.config.normalization == "rmsnorm":
             for norm in norms:
                 norm.fused_dtype = dtype
             fused.add("rmsnorm")
         return sorted(fused)
 
-    def _hidden(self, ids_BT: Tensor) -> Tensor:
-        length = ids_BT.shape[1]
-        if length not in self._tables:
-            fused = self.layers[0].attention.weights is not None
-            weight = self.embedding.weight
-            self._tables[length] = Tables(self.config, length, weight.device, weight.dtype, fused)
-        x_BTD = self.embedding(ids_BT)
-        if self.config.position_embedding == "learned":
-            x_BTD = x_BTD + self.position_embedding.weight[:length]
-        for layer in self.layers:
-            x_BTD = layer(x_BTD, self._tables[length])
-        return self.final_norm(x_BTD)
+    def hidden(self, x: Tensor) -> Tensor:
+        """Ids [B, T] (first stage) or hidden states [M or M/n, D] -> hidden states.
 
-    def forward(self, ids_BT: Tensor) -> Tensor:
-        """Logits [B, T, V] in float32 (float64 for a float64 model)."""
-        logits = F.linear(self._hidden(ids_BT), self.output_weight)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        Ids are a context rank's part of the sequences.
+        """
+        length = self.place.seq_length or x.shape[1] * self.place.mesh.context.size
+        tables = self._tables.get(length) or self._build_tables(length, x.device)
+        if self.is_first:
+            ids_M = x.reshape(-1)
+            x = self.embedding(ids_M)
+            x = x.to(torch.promote_types(x.dtype, torch.float32))  # the residual stream, whatever the weights are
+            if self.config.position_embedding == "learned":
+                positions = tables.positions.repeat(ids_M.numel() // tables.length)
+                x = x + self.position_embedding(self.region.own_tokens(positions))
+        for index, layer in self.layers.items():
+            if self.call_when_ready is not None:
+                x = Ready.apply(x, self.call_when_ready, f"layers.{index}")
+            x = self._whole_layer(layer, x, tables)
+        return self.final_norm(x) if self.is_last else x
 
-    def loss_sum(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Sum over all tokens of -log p(target), nats, in float32; a scalar with a gradient."""
-        hidden = self._hidden(ids_BT)
-        if self.output_weights is not None:
-            return functions.LinearCrossEntropy.apply(hidden, self.output_weights, targets_BT)
-        logits = F.linear(hidden, self.output_weight)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(logits.flatten(0, 1), targets_BT.flatten(), reduction="sum")
+    def _build_tables(self, length: int, device: torch.device) -> Tables:
+        place, fused = self.place, any(layer.attention.fused for layer in self.layers.values())
+        positions = context.local_positions(length, place.mesh.context, place.mesh.layout.context_parallel_method)
+        dtype = next(self.parameters()).dtype
+        self._tables[length] = Tables(self.config, positions.to(device), dtype, fused)
+        return self._tables[length]
 
-    @torch.no_grad()
-    def token_losses(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """-log p(target) of each token, nats, float32: [B, T]."""
-        hidden = self._hidden(ids_BT)
-        logits = F.linear(hidden, self.output_weight.to(hidden.dtype))
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(logits.flatten(0, 1), targets_BT.flatten(), reduction="none").view(ids_BT.shape)
+    def losses(self, hidden: Tensor, targets_BT: Tensor) -> Tensor:
+        """-log p(target) of each token [B, T] in nats, from the last stage's hidden states."""
+        return tensor.cross_entropy(hidden, self.head, targets_BT.reshape(-1), self.start).view(targets_BT.shape)
+
+    def loss_of(self, hidden: Tensor, targets_BT: Tensor) -> Tensor:
+        """The sum of `losses`, a scalar with a gradient."""
+        if self.fused_head:
+            return functions.LinearCrossEntropy.apply(hidden, self.head, targets_BT)
+        return self.losses(hidden, targets_BT).sum()
+
+    def forward(self, x: Tensor, targets_BT: Tensor | None = None) -> Tensor:
+        """Hidden states, or with targets the sum over tokens of -log p(target), nats, in float32 at least."""
+        hidden = self.hidden(x)
+        return hidden if targets_BT is None else self.loss_of(hidden, targets_BT)
+
+    def logits(self, ids_BT: Tensor) -> Tensor:
+        """Logits [B, T, V] in float32 (float64 for a float64 model), of a model that is whole on this rank."""
+        return tensor.logits(self.hidden(ids_BT), self.head).view(*ids_BT.shape, -1)

@@ -1,10 +1,10 @@
-"""AdamW over flat buffers, with clipping and the non-finite guard folded into the one fused step."""
+"""AdamW over flat segments, with clipping and the non-finite guard folded into the one fused step."""
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from parallel.data import FlatParameters
+from parallel.mesh import Axis
 from scaling.config import OptimizerConfig
 
 
@@ -14,54 +14,68 @@ class AdamW:
     torch's functional form, because constructing a torch.optim.Optimizer imports torch's compiler, which
     takes longer than training the smallest cells of a sweep.
 
+    Args:
+        storage: has `segments()`, (weights, gradients, decay) that this rank owns and updates, `squared_norm()`
+            of the gradients that it stands for, and `publish()`, which clears gradients and spreads the weights.
+
     Attributes:
-        exp_avg, exp_avg_sq: [P] first and second moments, laid out as `flat.data`.
+        exp_avg, exp_avg_sq: first and second moments, one tensor for each segment.
     """
 
-    def __init__(self, flat: FlatParameters, config: OptimizerConfig):
-        self.flat, self.config = flat, config
-        self.exp_avg, self.exp_avg_sq = torch.zeros_like(flat.data), torch.zeros_like(flat.data)
-        self._parts = []
-        for part, decay in ((slice(0, flat.decay), config.weight_decay), (slice(flat.decay, None), 0.0)):
-            updates = torch.zeros((), dtype=torch.float32, device=flat.data.device)
-            tensors = [[buffer[part]] for buffer in (flat.data, flat.grad, self.exp_avg, self.exp_avg_sq)]
-            self._parts.append((*tensors, [updates], decay))
+    def __init__(self, storage, config: OptimizerConfig, world: Axis = Axis()):
+        self.storage, self.config, self.world = storage, config, world
+        owned = [weights for weights, _, _ in storage.segments()]
+        self.exp_avg = [torch.zeros_like(weights) for weights in owned]
+        self.exp_avg_sq = [torch.zeros_like(weights) for weights in owned]
+        self._updates = [torch.zeros((), dtype=torch.float32, device=weights.device) for weights in owned]
 
     @torch.no_grad()
-    def step(self, learning_rate: float) -> Tensor:
-        """One update from `flat.grad`, which is cleared; returns the gradient norm before clipping.
+    def step(self, learning_rate: float, *to_sum: Tensor) -> tuple[Tensor, ...]:
+        """One update from the gradients, which are cleared: the gradient norm before clipping, then `to_sum`.
 
-        A non-finite norm leaves weights and moments as they were; the caller sees it in the returned value.
+        The scalars `to_sum` are summed over all ranks in the same message that the norm needs, so that a step has
+        only one: float64. A non-finite norm leaves weights and moments as they were; the caller sees it in the
+        returned value. Collective.
         """
         config = self.config
-        norm = torch.linalg.vector_norm(self.flat.grad, dtype=torch.float64)
+        parts = [self.storage.squared_norm(), *to_sum]
+        sums = torch.stack([part.double() for part in parts])
+        self.world.all_reduce(sums)
+        norm = sums[0].sqrt()
+        segments = self.storage.segments()
         # the fused kernel divides gradients by grad_scale, and does nothing when found_inf is 1
-        scale = (norm / config.clip_grad).clamp_(min=1.0).float() if config.clip_grad else None
+        scale = (norm / config.clip_grad).clamp_(min=1.0) if config.clip_grad else None
+        if scale is not None and segments[0][0].dtype == torch.float64:  # the kernel knows float32 scales only
+            for _, gradients, _ in segments:
+                gradients.div_(scale)
+            scale = None
         found_inf = (~torch.isfinite(norm)).float()
-        for parameters, gradients, first, second, updates, decay in self._parts:
+        for decays in (True, False):
+            chosen = [index for index, (_, _, decay) in enumerate(segments) if decay == decays]
+            if not chosen:
+                continue
             adamw(
-                parameters,
-                gradients,
-                first,
-                second,
+                [segments[index][0] for index in chosen],
+                [segments[index][1] for index in chosen],
+                [self.exp_avg[index] for index in chosen],
+                [self.exp_avg_sq[index] for index in chosen],
                 [],
-                updates,
+                [self._updates[index] for index in chosen],
                 fused=True,
-                grad_scale=scale,
+                grad_scale=None if scale is None else scale.float(),
                 found_inf=found_inf,
                 amsgrad=False,
                 beta1=config.beta1,
                 beta2=config.beta2,
                 lr=learning_rate,
-                weight_decay=decay,
+                weight_decay=config.weight_decay if decays else 0.0,
                 eps=config.epsilon,
                 maximize=False,
             )
-        self.flat.grad.zero_()
-        self.flat.refresh()
-        return norm
+        self.storage.publish()
+        return norm, *sums[1:]
 
     def set_updates(self, count: int) -> None:
         """Restore the number of updates made, after loading the moments."""
-        for part in self._parts:
-            part[4][0].fill_(count)
+        for updates in self._updates:
+            updates.fill_(count)

@@ -1,31 +1,41 @@
-"""The training loop: from a RunConfig and a corpus to a RunRecord, resumable at any step."""
+"""The training loop: from a RunConfig and a corpus to a RunRecord, resumable at any step and under any layout.
+
+Every rank of a run calls `train`. Rank 0 writes the run directory; what all must agree on (norm, loss, whether
+somebody asked to stop, whether it is time for a checkpoint) travels in the one message that a step needs anyway.
+"""
 
 import math
 import os
-import platform
 import sys
 import time
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, TypeVar
 
 import torch
+import torch.distributed as dist
 
-from parallel import matmul
-from scaling import checkpoint, precision, telemetry
-from scaling.accounting import parameter_count, training_flops
+from parallel.mesh import Mesh, build_mesh
+from parallel.watch import Watch
+from scaling import precision, telemetry
+from scaling.checkpoint import Checkpointer
+from scaling.checkpoint_format import Piece
 from scaling.config import RunConfig, load_config
-from scaling.data.dataset import TrainBatches, validation_batch
 from scaling.data.corpus import PreparedCorpus, load_corpus
+from scaling.data.dataset import TrainBatches, validation_batch
 from scaling.engine import Engine, fusing
 from scaling.errors import UserError
 from scaling.evaluate import evaluate
+from scaling.layouts import check_layout
 from scaling.metrics import MetricsLog
 from scaling.model import attention_fusable
 from scaling.optimizer import AdamW
-from scaling.record import Evaluation, RunRecord, Speed, read_record, write_json_atomically, write_record
+from scaling.record import Evaluation, RunRecord, read_record, write_json_atomically, write_record
 from scaling.schedule import learning_rate
+from scaling.summary import summarise
+
+T = TypeVar("T")
 
 #: The recorded training loss is the mean over this last part of the run.
 _TAIL = 0.05
@@ -60,11 +70,6 @@ def _warn(message: str) -> None:
 
 
 def _check(config: RunConfig, corpus: PreparedCorpus) -> None:
-    if config.parallel.world_size != 1:
-        raise UserError(
-            f"parallel = {config.parallel.model_dump()}: a run uses one process so far; set every size to 1 "
-            "(a sweep runs its cells side by side)"
-        )
     if corpus.fingerprint != config.data.fingerprint:
         raise UserError(
             f"data.fingerprint = {config.data.fingerprint[:16]}...: the corpus at {corpus.path} is {corpus.fingerprint[:16]}...; "
@@ -88,8 +93,8 @@ def _open_run(config: RunConfig, run_dir: Path) -> None:
         raise UserError(f"{run_dir}: belongs to run {found}, not {config.run_id}: choose another run directory")
 
 
-def _threads(asked: int | None) -> int:
-    """CPU threads to compute with: as asked, or one for each core that this process may use."""
+def _threads(asked: int | None, ranks_here: int) -> int:
+    """CPU threads of one rank: as asked, or its share of the cores that this process may use."""
     # macOS cannot say which cores a process may use
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if asked is not None and asked > cores:
@@ -97,12 +102,16 @@ def _threads(asked: int | None) -> int:
             f"execution.num_threads = {asked}: this process may use {cores} cores, and more threads only wait for "
             f"each other; set it to at most {cores}, or leave it out"
         )
-    return asked or cores
+    return asked or max(1, cores // ranks_here)
 
 
-def _attempts(run_dir: Path) -> int:
-    path = run_dir / "attempts.jsonl"
-    return max(1, path.read_text(errors="replace").count('"event": "start"')) if path.exists() else 1
+def _from_first(mesh: Mesh, value: T) -> T:
+    """Rank 0's value, on every rank. Collective."""
+    if mesh.world.size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=mesh.world.ranks[0], group=mesh.world.group)
+    return box[0]
 
 
 def train(
@@ -115,24 +124,54 @@ def train(
 ) -> RunRecord:
     """Train one run to its end and return its record; resume from the last whole checkpoint.
 
-    A run whose `result.json` is there is not trained again. `should_stop` is asked before every step;
-    `on_step` is given every line that goes to metrics.jsonl.
+    Called by every rank of the run's layout, whose process group is connected. A run whose `result.json` is there
+    is not trained again. `should_stop` is asked once a step on every rank; `on_step` is given, on rank 0, every
+    line that goes to metrics.jsonl.
 
-    Raises Interrupted after saving a checkpoint when `should_stop` says so, and UserError for a config,
-    corpus, directory or disk that cannot work. A loss or gradient that is not finite ends the run with
+    Raises Interrupted after saving a checkpoint when some rank's `should_stop` says so, and UserError for a config,
+    layout, corpus, directory or disk that cannot work. A loss or gradient that is not finite ends the run with
     the status `diverged`.
     """
-    finished = read_record(run_dir)
-    if finished is not None:
-        if finished.run_id != config.run_id:
-            raise UserError(f"{run_dir}: holds the result of run {finished.run_id}, not {config.run_id}")
-        return finished
-    corpus = load_corpus(corpus_dir)
-    _check(config, corpus)
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    check_layout(config, ranks)
+    mesh = build_mesh(config.parallel, precision.pick_device(config.execution))
     try:
-        _open_run(config, run_dir)
-        record = _Trainer(config, run_dir, corpus).run(should_stop or (lambda: False), on_step or (lambda entry: None))
-        write_record(run_dir, record)
+        finished = _from_first(mesh, read_record(run_dir))
+        if finished is not None:
+            if finished.run_id != config.run_id:
+                raise UserError(f"{run_dir}: holds the result of run {finished.run_id}, not {config.run_id}")
+            return finished
+        corpus = load_corpus(corpus_dir)
+        _check(config, corpus)
+        return _train(config, run_dir, corpus, mesh, should_stop or (lambda: False), on_step or (lambda entry: None))
+    finally:
+        mesh.close()
+
+
+def _train(
+    config: RunConfig,
+    run_dir: Path,
+    corpus: PreparedCorpus,
+    mesh: Mesh,
+    should_stop: Callable[[], bool],
+    on_step: Callable[[dict[str, Any]], None],
+) -> RunRecord:
+    store = dist.distributed_c10d._get_default_store() if mesh.world.size > 1 else None
+    heartbeat = run_dir / "heartbeat.json"
+    try:
+        if mesh.rank == 0:
+            _open_run(config, run_dir)
+        with Watch(
+            config.train_steps,
+            rank=mesh.rank,
+            world_size=mesh.world.size,
+            store=store,
+            file=heartbeat,
+            orderly=(Interrupted, UserError),
+        ) as watch:
+            record = _Trainer(config, run_dir, corpus, mesh, watch).run(should_stop, on_step)
+            if mesh.rank == 0:
+                write_record(run_dir, record)
     except OSError as error:
         raise UserError(
             f"{error.filename or run_dir}: cannot be written ({error.strerror}): "
@@ -142,22 +181,23 @@ def train(
 
 
 class _Trainer:
-    def __init__(self, config: RunConfig, run_dir: Path, corpus: PreparedCorpus):
-        self.config, self.run_dir, self.corpus = config, run_dir, corpus
-        self.threads = _threads(config.execution.num_threads)
+    def __init__(self, config: RunConfig, run_dir: Path, corpus: PreparedCorpus, mesh: Mesh, watch: Watch):
+        self.config, self.run_dir, self.corpus, self.mesh, self.watch = config, run_dir, corpus, mesh, watch
+        self.device = mesh.device
+        self.threads = _threads(config.execution.num_threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         torch.set_num_threads(self.threads)
-        self.device = precision.pick_device(config.execution)
         self.batches = TrainBatches(corpus, config.data.seq_length, config.seed, config.global_batch_size)
         self.validation = validation_batch(corpus, config.data.seq_length, config.data.validation_sequences)
         self.progress = Progress()
-        self.directory = run_dir / "checkpoints"
-        saved = checkpoint.load_latest(self.directory, _warn)
-        self.choice = self._kept_choice() or self._new_choice()
+        self.checkpointer = Checkpointer(run_dir / "checkpoints", config.execution.keep_checkpoints, mesh.world)
+        first = mesh.rank == 0
+        self.choice = _from_first(mesh, (self._kept_choice() or self._new_choice()) if first else None)
         precision.apply(self.choice, config.execution)
-        self.engine = Engine(config, self.device, self.choice.dtype)
-        self.optimizer = AdamW(self.engine.flat, config.optimizer)
+        self.engine = Engine(config, self.device, self.choice.dtype, mesh)
+        self.optimizer = AdamW(self.engine.storage, config.optimizer, mesh.world)
+        saved = self.checkpointer.load_latest(self._pieces(), _warn)
         if saved is not None:
-            self._restore(*saved)
+            self._restore(saved)
 
     def _kept_choice(self) -> precision.Choice | None:
         """The choice that the run began with, None at its start and where it is no longer possible."""
@@ -181,28 +221,36 @@ class _Trainer:
         write_json_atomically(self.run_dir / "choice.json", choice.model_dump())
         return choice
 
-    def _restore(self, weights: dict, moments: dict, state: dict[str, Any]) -> None:
+    def _pieces(self) -> list[Piece]:
+        """What this rank owns of weights and moments, as checkpoints know it."""
+        storage, optimizer = self.engine.storage, self.optimizer
+        kinds = {
+            "weights": [weights for weights, _, _ in storage.segments()],
+            "exp_avg": optimizer.exp_avg,
+            "exp_avg_sq": optimizer.exp_avg_sq,
+        }
+        return [
+            Piece(f"{kind}/{name}", shard.shape, offset, tensor, shard.primary)
+            for kind, buffers in kinds.items()
+            for name, shard, offset, tensor in storage.owned_pieces(buffers)
+        ]
+
+    def _restore(self, state: dict[str, Any]) -> None:
         if state["run_id"] != self.config.run_id:
-            raise UserError(f"{self.directory}: checkpoints belong to run {state['run_id']}, not {self.config.run_id}")
-        checkpoint.restore(self.engine.named(self.engine.flat.data), weights, "weights")
-        checkpoint.restore(self._moments(), moments, "moments")
+            raise UserError(
+                f"{self.checkpointer.directory}: checkpoints belong to run {state['run_id']}, not {self.config.run_id}"
+            )
         self.progress = Progress(**state["progress"])
         self.optimizer.set_updates(self.progress.step)
-        self.engine.flat.refresh()
+        self.engine.storage.publish()
 
-    def _moments(self) -> dict[str, torch.Tensor]:
-        first, second = self.engine.named(self.optimizer.exp_avg), self.engine.named(self.optimizer.exp_avg_sq)
-        return {f"exp_avg.{k}": v for k, v in first.items()} | {f"exp_avg_sq.{k}": v for k, v in second.items()}
-
-    def _save(self) -> None:
-        state = {"run_id": self.config.run_id, "progress": vars(self.progress)}
-        weights = self.engine.named(self.engine.flat.data)
-        keep = self.config.execution.keep_checkpoints
-        checkpoint.save(self.directory, self.progress.step, weights, self._moments(), state, keep)
+    def _save(self, asynchronous: bool = False) -> None:
+        state = {"run_id": self.config.run_id, "layout": str(self.config.parallel), "progress": vars(self.progress)}
+        self.checkpointer.save(self.progress.step, self._pieces(), state, asynchronous)
 
     def run(self, should_stop: Callable[[], bool], on_step: Callable[[dict[str, Any]], None]) -> RunRecord:
         """The loop; returns the record."""
-        metrics = MetricsLog(self.run_dir / "metrics.jsonl", _warn)
+        metrics = MetricsLog(self.run_dir / "metrics.jsonl", _warn) if self.mesh.rank == 0 else None
         energy = telemetry.EnergyMeter(self.device)
         reason = None
         try:
@@ -212,10 +260,13 @@ class _Trainer:
         evaluation = None if reason else self._evaluate(metrics)
         if evaluation is not None and not math.isfinite(evaluation.loss):
             evaluation, reason = None, f"validation loss {evaluation.loss} after the last step"
-        metrics.close()
-        return self._record(evaluation, reason, energy)
+        self.checkpointer.wait()
+        if metrics is not None:
+            metrics.close()
+        record = summarise(self, evaluation, reason, energy)
+        return _from_first(self.mesh, record)
 
-    def _loop(self, metrics: MetricsLog, energy: telemetry.EnergyMeter, should_stop, on_step) -> None:
+    def _loop(self, metrics: MetricsLog | None, energy: telemetry.EnergyMeter, should_stop, on_step) -> None:
         config, progress, engine = self.config, self.progress, self.engine
         before, before_energy = progress.seconds, progress.energy_joules
         start = saved = logged = time.perf_counter()
@@ -227,19 +278,29 @@ class _Trainer:
             progress.seconds = before + time.perf_counter() - start
             progress.energy_joules = before_energy + (energy.read() or 0.0)
 
+        def save(asynchronous: bool = False) -> None:
+            mark()
+            if metrics is not None:
+                metrics.sync()
+            self._save(asynchronous)
+
         if progress.step == config.train_steps:
             return  # killed between the last step and the result
+        wishes = self._wishes(should_stop(), False)
+        self.mesh.world.all_reduce(wishes)
         while progress.step < config.train_steps:
-            if should_stop():
-                mark()
-                metrics.sync()
-                self._save()
+            if wishes[0]:
+                save()
                 raise Interrupted(f"stopped after step {progress.step} of {config.train_steps}; start again to go on")
+            if wishes[1]:
+                save(asynchronous=self.mesh.world.size > 1)
+                saved = time.perf_counter()
             rate = learning_rate(config, progress.step)
             loss = engine.forward_backward(self.batches.batch(progress.step))
-            norm = self.optimizer.step(rate)
+            due = bool(interval) and self.mesh.rank == 0 and time.perf_counter() - saved > interval
+            norm, loss, *wishes = self.optimizer.step(rate, loss, *self._wishes(should_stop(), due))
             progress.step += 1
-            step = progress.step
+            step = self.watch.step = progress.step
             if step > tail_from:
                 progress.tail_loss_sum += float(loss)
                 progress.tail_steps += 1
@@ -260,23 +321,21 @@ class _Trainer:
                     raise _Diverged(
                         f"loss {entry['loss']}, gradient norm {entry['grad_norm']} at step {step}, learning rate {rate:.4g}"
                     )
-                metrics.write(entry)
-                on_step(entry)
+                if metrics is not None:
+                    metrics.write(entry)
+                    on_step(entry)
             every = config.execution.evaluation_interval
             if every and step % every == 0 and step < config.train_steps:
                 self._evaluate(metrics)
-            if interval and now - saved > interval:
-                mark()
-                metrics.sync()
-                self._save()
-                saved = time.perf_counter()
-        mark()
-        metrics.sync()
-        self._save()
+        save()
 
-    def _evaluate(self, metrics: MetricsLog) -> Evaluation:
-        result = evaluate(self.engine.model, self.validation, self.corpus.bytes_per_token, self.engine.autocast)
-        if math.isfinite(result.loss):
+    def _wishes(self, stop: bool, checkpoint: bool) -> torch.Tensor:
+        """[2]: whether this rank wants to stop, and whether it is time for a checkpoint; summed over the ranks."""
+        return torch.tensor([stop, checkpoint], dtype=torch.float64, device=self.device)
+
+    def _evaluate(self, metrics: MetricsLog | None) -> Evaluation:
+        result = evaluate(self.engine, self.validation, self.corpus.bytes_per_token)
+        if math.isfinite(result.loss) and metrics is not None:
             metrics.write(
                 {
                     "step": self.progress.step,
@@ -287,53 +346,8 @@ class _Trainer:
             )
         return result
 
-    def _record(self, evaluation: Evaluation | None, reason: str | None, energy: telemetry.EnergyMeter) -> RunRecord:
-        config, progress = self.config, self.progress
-        tokens = progress.step * config.tokens_per_step
-        flops = training_flops(config)
-        done = progress.step / config.train_steps
-        flops = flops.model_copy(update={name: value * done for name, value in flops.model_dump().items()})
-        peak, peak_source = telemetry.peak_flops(self.choice.dtype, self.device)
-        devices = self.threads if self.device.type == "cpu" else 1
-        count = parameter_count(config.model)
-        per_second = progress.seconds or math.nan
-        speed = Speed(
-            device=telemetry.device_name(self.device),
-            dtype=self.choice.dtype,
-            dtype_reason=self.choice.reason,
-            num_threads=self.threads if self.device.type == "cpu" else None,
-            seconds=progress.seconds,
-            tokens_per_second=tokens / per_second,
-            mfu_causal=flops.causal / per_second / peak,
-            mfu_full=flops.full / per_second / peak,
-            peak_flops=peak,
-            peak_flops_source=peak_source,
-            peak_memory_bytes=telemetry.peak_memory_bytes(self.device),
-            energy_joules=progress.energy_joules or None,
-            energy_source=energy.source,
-            device_hours=progress.seconds * devices / 3600,
-        )
-        backends = {"matmul": self.choice.matmul} | {name: "scaling-lab" for name in self.engine.fused}
-        if self.device.type == "cpu" and self.choice.dtype == "float32":
-            backends["matmul_max_relative_error"] = f"{matmul.matmul_error():.2e}"
-        return RunRecord(
-            run_id=config.run_id,
-            status="diverged" if reason else "finished",
-            reason=reason,
-            schedule_finished=progress.step == config.train_steps,
-            config=config,
-            parameters=count.total,
-            parameters_non_embedding=count.non_embedding,
-            parameters_active=count.active,
-            tokens=tokens,
-            flops=flops,
-            train_loss=progress.tail_loss_sum / progress.tail_steps if progress.tail_steps and not reason else None,
-            evaluation=evaluation,
-            speed=speed,
-            kernels=backends,
-            versions=telemetry.versions(),
-            host=platform.node(),
-            attempts=_attempts(self.run_dir),
-            started_at=progress.started_at,
-            finished_at=_now(),
-        )
+
+if __name__ == "__main__":  # torchrun --nproc-per-node 4 -m scaling.train --config FILE
+    from scaling.cli import main
+
+    main(["train", *sys.argv[1:]])

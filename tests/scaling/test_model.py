@@ -42,13 +42,13 @@ def test_modules_have_exactly_the_shapes_that_are_counted(variant):
 def test_every_parameter_matters_and_the_future_does_not(variant):
     model = _model(variant)
     ids = torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(0))
-    model.loss_sum(ids[:, :-1], ids[:, 1:]).backward()
+    model(ids[:, :-1], ids[:, 1:]).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
     changed = ids.clone()
     changed[:, 7:] = (changed[:, 7:] + 1) % 50
     with torch.no_grad():
-        before, after = model(ids), model(changed)
+        before, after = model.logits(ids), model.logits(changed)
     torch.testing.assert_close(before[:, :7], after[:, :7], rtol=1e-5, atol=1e-5)
     assert before.shape == (2, 12, 50) and before.dtype == torch.float32
 
@@ -59,12 +59,12 @@ def test_positions_are_seen(variant):
     ids = torch.tensor([[3, 3, 3, 3, 3, 9, 3, 3]])
     swapped = torch.tensor([[3, 3, 9, 3, 3, 3, 3, 3]])
     with torch.no_grad():
-        assert not torch.allclose(model(ids)[0, -1], model(swapped)[0, -1], atol=1e-5)
+        assert not torch.allclose(model.logits(ids)[0, -1], model.logits(swapped)[0, -1], atol=1e-5)
 
 
 def test_transformer_xl_positions_match_the_definition():
     model = _model(VARIANTS["chinchilla"])
-    relative = model.layers[0].attention.relative
+    relative = model.layers["0"].attention.relative
     with torch.no_grad():
         relative.position_bias.normal_(generator=torch.Generator().manual_seed(2))
     q = torch.randn(1, 4, 5, 4, generator=torch.Generator().manual_seed(3))
@@ -89,4 +89,4 @@ def test_initial_weights_depend_on_seed_and_name_alone():
             assert torch.equal(parameter, others[name]), name
     assert not torch.equal(shallow.embedding.weight, _model({}, seed=2).embedding.weight)
     layers = shallow.layers
-    assert not torch.equal(layers[0].mlp.up.weight, layers[1].mlp.up.weight)
+    assert not torch.equal(layers["0"].mlp.up.weight, layers["1"].mlp.up.weight)
