@@ -98,6 +98,8 @@ def all_to_all(x_N: Tensor, axis: Axis) -> Tensor:
 def ring_attention(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, axis: Axis) -> Tensor:
     """Causal attention with keys and values that travel round the two or more ranks of `axis`: [B, H, T, K].
 
+    Keeps O(T) for the backward pass; the scores of one block, [B, H, T, T], live only while it is computed.
+
     Raises ValueError for an odd T, which is no two blocks.
     """
     if q_BHTK.shape[2] % 2:
@@ -191,7 +193,8 @@ class _RingAttention(torch.autograd.Function):
             q_part, dout_part = q[..., queries, :], dout[..., queries, :]
             p = _scores(q_part, k, causal=step == 0).sub_(lse[..., queries, None]).exp_()
             dv = torch.einsum("bgrts,bgrtk->bgsk", p, dout_part)
-            ds = _scores(dout_part, v, causal=False).sub_(delta[..., queries, None]).mul_(p)
+            dp = torch.einsum("bgrtk,bgsk->bgrts", dout_part, v)
+            ds = dp.sub_(delta[..., queries, None]).mul_(p)
             dq[..., queries, :] += torch.einsum("bgrts,bgsk->bgrtk", ds, k)
             dk = torch.einsum("bgrts,bgrtk->bgsk", ds, q_part)
             if arrived is not None:

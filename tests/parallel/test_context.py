@@ -123,8 +123,12 @@ def test_sums_are_float32_though_the_inputs_are_bfloat16(method):
     """Scores of about 50, rounded to bfloat16, would make probabilities wrong by a tenth."""
     rounded = [x.bfloat16().double() for x in _whole(4, 2, 2, query_scale=30.0)]
     (found,) = _distributed(method, 4, [Problem(rounded, torch.bfloat16)])
-    for x, y in zip(found, _expected(rounded), strict=True):
+    expected = _expected(rounded)
+    for x, y in zip(found, expected, strict=True):
         assert (x - y).norm() / y.norm() < 0.01
+    if method == "ring":  # the output and dv, sums over ranks, are rounded once, at the end
+        for x, y in ((found[0], expected[0]), (found[3], expected[3])):
+            assert (x - y).norm() < 1.02 * (y.bfloat16() - y).norm()
 
 
 @pytest.mark.parametrize("method", ["ring", "ulysses"])
