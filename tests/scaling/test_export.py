@@ -365,8 +365,9 @@ def test_mistakes_of_import(mistake, tmp_path):
     (tmp_path / "w.yaml").touch()
     assert "w.yaml is there already" in mistake("import", folder, "--to", target)
     (tmp_path / "w.yaml").unlink()
-    _write(folder, named | {"model.norm.weight": torch.ones(48, dtype=torch.int8)}, values)
-    assert "final_norm.weight is torch.int8" in mistake("import", folder, "--to", target)
+    for quantised in (torch.int8, torch.float8_e4m3fn):
+        _write(folder, named | {"model.norm.weight": torch.ones(48).to(quantised)}, values)
+        assert f"final_norm.weight is {quantised}" in mistake("import", folder, "--to", target)
     (folder / "model.safetensors").write_bytes(b"half a fi")
     assert "model.safetensors: cannot be read" in mistake("import", folder, "--to", target)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
