@@ -101,6 +101,7 @@ def export_run(run_dir: Path, out_dir: Path, warn: Callable[[str], None]) -> dic
             for name, contents in files.items():
                 write_json_atomically(scratch / name, contents)
             save_file({name: weight.contiguous() for name, weight in named.items()}, scratch / WEIGHTS_FILE, origin)
+            shutil.copymode(scratch / "config.json", scratch / WEIGHTS_FILE)  # safetensors lets nobody else read
             os.replace(scratch, out_dir)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -187,6 +188,7 @@ def import_weights(hf_dir: Path, target: Path) -> dict[str, Any]:
             target.parent.mkdir(parents=True, exist_ok=True)
             save_file({name: _widened(weight).contiguous() for name, weight in weights.items()}, scratch)
             config_file.write_text(section, encoding="utf-8")
+            shutil.copymode(config_file, scratch)
             os.replace(scratch, target)
     finally:
         scratch.unlink(missing_ok=True)

@@ -288,6 +288,9 @@ def test_export_and_import_by_hand(run, run_config, tmp_path):
     assert code == 0 and json.loads(out)["parameters"] == parameters
     Transformer(run_config.model).load_state_dict(load_file(tmp_path / "new" / "w.safetensors"))
 
+    modes = {path.stat().st_mode for path in (*(tmp_path / "deep" / "hf").iterdir(), *(tmp_path / "new").iterdir())}
+    assert len(modes) == 1, "whoever may read the config may read the weights"
+
     assert "LlamaForCausalLM in" in run("export", tmp_path / "run", tmp_path / "again")[1]
     assert "w2.yaml" in run("import", tmp_path / "again", "--to", tmp_path / "w2.safetensors")[1]
     for verb in ("export", "import"):
