@@ -5,8 +5,7 @@ compiles for minutes is alive, one that is killed, suspended or cut off is not. 
 usually lives, watches all ranks and every other rank watches rank 0: 2 N reads per beat, not N^2. Who first sees
 a loss, or fails, leaves a verdict that the others read, print and obey.
 
-A silence is counted in the observer's own beats, never as a difference of clocks: machines need not agree on the
-time, and an observer that was itself suspended for an hour accuses nobody.
+A silence is counted in beats of the observer: no clocks are compared, and one that was suspended accuses nobody.
 """
 
 import json
@@ -119,8 +118,8 @@ class Watch:
         self._peers = {rank: _Peer(json.loads(self._store.get(str(rank)))) for rank in watched}
 
     def _beat(self) -> dict[str, Any]:
-        now = {"beat": self._rounds, "step": self.step, "state": self._state}
-        return now | {"host": platform.node(), "pid": os.getpid()}
+        place = {"host": platform.node(), "pid": os.getpid()}
+        return {"beat": self._rounds, "step": self.step, "state": self._state} | place
 
     def _talk(self) -> None:
         verdict = None
@@ -136,8 +135,8 @@ class Watch:
                 # rank 0 goes last: the store that all the others still read may live in its process
                 if beat["state"] != "running" and not (self._rank == 0 and self._somebody_runs()):
                     break
-                if self._wake.wait(self._beat_seconds):
-                    self._wake.clear()
+                self._wake.wait(self._beat_seconds)
+                self._wake.clear()
         except dist.DistError:
             if not verdict and self._state == "running":
                 verdict = self._sentence(0, "was lost", "the store on its host is closed")
@@ -155,12 +154,9 @@ class Watch:
         self._rounds += 1
         if self._store.check(["verdict"]):
             return self._store.get("verdict").decode()
-        verdict = None
-        if beat["state"] == "failed":
-            verdict = self._sentence(self._rank, "failed", self._failure)
-        for rank, peer in self._peers.items():
-            if self._lost(peer):
-                verdict = verdict or self._sentence(rank, "was lost", f"no sign of life for {self._patience:g} s")
+        verdict = self._sentence(self._rank, "failed", self._failure) if beat["state"] == "failed" else None
+        for rank in (rank for rank, peer in self._peers.items() if self._lost(peer)):
+            verdict = verdict or self._sentence(rank, "was lost", f"no sign of life for {self._patience:g} s")
         # several may find out at the same time: the first word holds for all
         return self._store.compare_set("verdict", "", verdict).decode() if verdict else None
 
@@ -173,8 +169,8 @@ class Watch:
                 return
             missed, rounds = missed + 1 if self._rounds == rounds else 0, self._rounds
             if self._store is not None and missed == 4:
-                reason = f"the store on its host has not answered for {self._patience:g} s"
-                self._say(self._sentence(0, "was lost", reason))
+                silence = f"the store on its host has not answered for {self._patience:g} s"
+                self._say(self._sentence(0, "was lost", silence))
                 os._exit(EXIT_OTHER_RANK)
 
     def _lost(self, peer: _Peer) -> bool:
@@ -207,7 +203,7 @@ class Watch:
                 for rank, peer in peers.items()
             },
         }
-        scratch = self._file.with_name(f".{self._file.name}.{os.getpid()}.tmp")
+        scratch = self._file.with_name(f".{self._file.name}.tmp")
         try:
             scratch.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
             os.replace(scratch, self._file)
