@@ -57,6 +57,17 @@ class Speed(_Section):
     energy_joules: float | None
     energy_source: str | None = Field(description="where the energy comes from, or why it is null")
     device_hours: float = Field(description="seconds x devices / 3600; a device is a GPU, or a CPU core on a CPU")
+    power_watts_mean: float | None = Field(None, description="rank 0's GPU, sampled every second of the last attempt")
+    power_watts_max: float | None = None
+    gpu_utilization_percent: float | None = Field(None, description="mean share of time in which a kernel ran")
+    gpu_memory_used_bytes: int | None = Field(None, description="highest sampled, all processes on rank 0's GPU")
+    nvml: str | None = Field(None, description="NVML, or why the GPU's fields are null")
+    host_peak_memory_bytes: int | None = Field(None, description="highest resident set of rank 0's process")
+    host_available_memory_bytes: int | None = Field(None, description="on rank 0's host at the end of the run")
+    compute_seconds: float | None = Field(None, description="per step, mean of the ranks: not blocked by others")
+    communication_seconds: float | None = Field(None, description="per step: blocked, like the least blocked rank")
+    waiting_seconds: float | None = Field(None, description="per step: blocked longer than that; a lower bound")
+    step_split: str | None = Field(None, description="why the three are null")
 
 
 class RunRecord(_Section):
