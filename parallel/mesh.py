@@ -5,7 +5,6 @@ Ranks are numbered as Megatron numbers them, tensor fastest: rank = ((pipeline *
 """
 
 import contextlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -136,12 +135,10 @@ def build_mesh(layout: Layout, device: torch.device, blocked: Callable[[], Any] 
     return Mesh(layout, rank, device, **{name: _axis(grid, along, rank, blocked) for name, along in axes.items()})
 
 
-def ranks_started() -> int:
-    """Number of ranks that the launcher (torchrun, or a sweep's job) says it started; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+def connect(timeout_seconds: float) -> None:
+    """Join the other ranks, as the launcher's RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say.
 
-
-def connect(device: torch.device, timeout_seconds: float) -> None:
-    """Join the other ranks, as the launcher's RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say: NCCL on GPUs, else gloo."""
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    Tensors on GPUs travel by NCCL, those of the CPU by gloo. A collective that takes longer than the timeout fails.
+    """
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from scaling.cli_data import data_app
+from scaling.cli_options import DataDir, Json, print_json
 from scaling.errors import UserError
 
 app = typer.Typer(
@@ -22,15 +24,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Prepare and inspect training text.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 SweepDir = Annotated[
     Optional[Path],
     typer.Argument(metavar="[SWEEP_DIR]", help="Directory of a launch. Default: the one launched last under runs/."),
 ]
-DataDir = Annotated[Path, typer.Option("--data-dir", help="Where prepared corpora are kept.")]
 
 #: Trouble with the user's disk, not with the program.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -57,10 +56,6 @@ def main(arguments: list[str] | None = None, command: str = "scaling") -> int:
         message, code = "stopped", 130
     print(f"error: {message}" if code == 2 else message, file=sys.stderr)
     return code
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, allow_nan=False))
 
 
 def _console(as_json: bool) -> Any:
@@ -156,11 +151,11 @@ def launch(
         if prepared.obstacle is not None:
             console.print(f"a launch would refuse: {prepared.obstacle}", style="yellow", soft_wrap=True)
         if as_json:
-            _print_json(prepared.plan.model_dump(mode="json"))
+            print_json(prepared.plan.model_dump(mode="json"))
         return
     summary = launcher.launch(prepared, options, console)
     if as_json:
-        _print_json(summary)
+        print_json(summary)
     raise typer.Exit(130 if summary["interrupted"] else 1 if summary["failed"] or summary["trouble"] else 0)
 
 
@@ -172,7 +167,7 @@ def status(sweep_dir: SweepDir = None, as_json: Json = False) -> None:
 
     found = read_status(_sweep_dir(sweep_dir))
     if as_json:
-        _print_json(found.to_json())
+        print_json(found.to_json())
     else:
         show_status(_console(False), found)
 
@@ -186,7 +181,7 @@ def collect(sweep_dir: SweepDir = None, as_json: Json = False) -> None:
     directory = _sweep_dir(sweep_dir)
     table = collect_rows(directory)
     if as_json:
-        _print_json(
+        print_json(
             {"sweep_dir": str(directory), "runs": table.rows, "damaged": table.damaged, "left_out": table.left_out}
         )
     else:
@@ -224,7 +219,7 @@ def fit(
     else:
         law = fit_table(path, columns)
     if as_json:
-        _print_json(law)
+        print_json(law)
     else:
         show_law(_console(False), law)
 
@@ -244,7 +239,7 @@ def report(
     path = report_sweep(directory)
     saved = save_sweep_figures(directory, figures) if figures is not None else []
     if as_json:
-        _print_json({"report": str(path), "figures": [str(figure) for figure in saved]})
+        print_json({"report": str(path), "figures": [str(figure) for figure in saved]})
     else:
         for written in (path, *saved):
             print(written)
@@ -264,15 +259,24 @@ def train(
     data_dir: DataDir = Path("data"),
     as_json: Json = False,
 ) -> None:
-    """Train one run, or go on with one that was stopped. Ctrl-C stops after a checkpoint."""
-    from scaling.single import configure, train_one
+    """Train one run, or go on with one that was stopped. Ctrl-C stops after a checkpoint.
 
-    run, corpus = configure(config, tuple(overrides or ()), data, data_dir)
-    record = train_one(run, corpus, run_dir or Path("runs/train") / run.run_id, _console(as_json))
+    In many processes: torchrun --nproc-per-node 4 -m scaling.train --config FILE --set parallel.tensor_parallel_size=4
+    """
+    from scaling.single import configure, connected, first_does, train_one
+
+    with connected() as first:
+
+        def configured() -> Any:
+            return configure(config, tuple(overrides or ()), data, data_dir)
+
+        # the first rank prepares the corpus, the others then find it there
+        run, corpus = first_does(first, configured) or configured()
+        record = train_one(run, corpus, run_dir or Path("runs/train") / run.run_id, _console(as_json), first)
     if record is None:
         raise typer.Exit(130)
-    if as_json:
-        _print_json(record.model_dump(mode="json"))
+    if as_json and first:
+        print_json(record.model_dump(mode="json"))
     raise typer.Exit(0 if record.status == "finished" else 1)
 
 
@@ -291,7 +295,7 @@ def export_(
 
     done = export_run(run_dir, out_dir, lambda message: print(f"warning: {message}", file=sys.stderr))
     if as_json:
-        _print_json(done)
+        print_json(done)
         return
     print(f"run {done['run_id']}, step {done['step']} of {done['train_steps']}: {done['parameters']:,} parameters")
     print(f"{done['architecture']} in {done['out_dir']}: {', '.join(done['files'])}")
@@ -312,60 +316,31 @@ def import_(
 
     done = import_weights(hf_dir, to)
     if as_json:
-        _print_json(done)
+        print_json(done)
         return
     print(f"{done['model_type']} of {done['parameters']:,} parameters")
     print(f"wrote {done['weights']}")
     print(f"wrote {done['config']}")
 
 
-@data_app.command("prepare")
-def data_prepare(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="A .txt, .jsonl or .parquet file, a folder of such, a Megatron .bin/.idx, python or synthetic."
-        ),
-    ] = "python",
-    name: Annotated[Optional[str], typer.Option(help="Name of the corpus. Default: after its source.")] = None,
-    text_field: Annotated[str, typer.Option(help="Field of .jsonl records, column of .parquet files.")] = "text",
-    validation_fraction: Annotated[
-        Optional[float], typer.Option(help="Bytes held out. Default: 5 %, or 256 KiB of a small corpus.")
-    ] = None,
-    data_dir: DataDir = Path("data"),
-    as_json: Json = False,
-) -> None:
-    """Turn text into tokens on disk: duplicates dropped, split by document, with a manifest of hashes."""
-    from scaling.data.prepare import prepare_corpus
+@app.command()
+def parity(as_json: Json = False) -> None:
+    """Train one small model under many layouts and compare every step with one process.
 
-    corpus = prepare_corpus(source, data_dir, name=name, text_field=text_field, validation_fraction=validation_fraction)
-    _show_corpus(corpus, as_json)
+    Runs on this machine's CPU, in float32 and float64, for a minute or so. Exits with 1 when some layout differs.
+    """
+    from scaling.parity import parity as compare
 
+    def show(row: dict[str, Any]) -> None:
+        options = ", ".join(f"{key} {value}" for key, value in row["options"].items())
+        loss, norm = row["max_relative_loss_difference"], row["max_relative_grad_norm_difference"]
+        where = f"{row['layout']:<12} {row['schedule'] or '':<16} {row['dtype']:<8} {loss:8.1e} {norm:8.1e}"
+        print(f"{where} {'' if row['passed'] else 'DIFFERS'} {options}", file=sys.stderr if as_json else sys.stdout, flush=True)
 
-@data_app.command("show")
-def data_show(
-    path: Annotated[Path, typer.Argument(help="Folder of a prepared corpus, such as data/python.")],
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Read every token again and compare the fingerprint.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Describe a prepared corpus."""
-    from scaling.data.prepare import load_corpus, verify_corpus
-
-    _show_corpus(verify_corpus(path) if verify else load_corpus(path), as_json)
-
-
-def _show_corpus(corpus: Any, as_json: bool) -> None:
+    rows = compare(on_row=show)
     if as_json:
-        _print_json({**corpus.model_dump(mode="json"), "path": str(corpus.path), "entropy_rate": corpus.entropy_rate})
-        return
-    print(f"{corpus.path}: corpus {corpus.name}, from {corpus.source}")
-    print(f"train       {corpus.train.tokens:>14,} tokens in {corpus.train.documents:,} documents")
-    print(f"validation  {corpus.validation.tokens:>14,} tokens in {corpus.validation.documents:,} documents")
-    print(f"tokenizer   {corpus.tokenizer}, {corpus.vocab_size} token ids")
-    print(f"duplicates  {corpus.duplicates_dropped:,} dropped")
-    print(f"fingerprint {corpus.fingerprint}")
+        print_json({"rows": rows, "passed": all(row["passed"] for row in rows)})
+    raise typer.Exit(0 if all(row["passed"] for row in rows) else 1)
 
 
 if __name__ == "__main__":

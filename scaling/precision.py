@@ -37,13 +37,20 @@ class Choice(BaseModel):
 
 
 def pick_device(execution: ExecutionConfig) -> torch.device:
-    """The device asked for, or CUDA when there is one. Raises UserError when CUDA is demanded and absent."""
+    """The device asked for, or CUDA when there is one: the GPU of this rank's place on its machine.
+
+    Raises UserError when CUDA is demanded and absent.
+    """
     available = torch.cuda.is_available()
     if execution.device == "cuda" and not available:
         raise UserError(
             "execution.device = cuda: torch sees no CUDA device; use cpu or auto, or install a CUDA build of torch"
         )
-    return torch.device("cuda" if available and execution.device != "cpu" else "cpu")
+    if not available or execution.device == "cpu":
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
 
 
 def choose(execution: ExecutionConfig, device: torch.device, hidden_size: int, attention_fused: bool) -> Choice:

@@ -350,4 +350,4 @@ class _Trainer:
 if __name__ == "__main__":  # torchrun --nproc-per-node 4 -m scaling.train --config FILE
     from scaling.cli import main
 
-    main(["train", *sys.argv[1:]])
+    sys.exit(main(["train", *sys.argv[1:]]))
