@@ -10,10 +10,12 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Callable, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -62,7 +64,9 @@ class Checkpointer:
         """
         self.wait()
         state = json.loads(json.dumps({**state, "step": step}, allow_nan=False))  # the caller's may change meanwhile
-        pieces = [piece for piece in pieces if piece.primary and (piece.tensor.numel() or not math.prod(piece.global_shape))]
+        pieces = [
+            piece for piece in pieces if piece.primary and (piece.tensor.numel() or not math.prod(piece.global_shape))
+        ]
         if asynchronous:
             self._pending = self._thread.submit(self._write, step, self._staged(pieces), state)
         else:
@@ -88,7 +92,7 @@ class Checkpointer:
             found = next((fault for fault in faults if fault), None)
             if found is None:
                 return self._load(path, pieces)
-            aside = self._on_first(lambda: disk.set_aside(path))
+            aside = self._on_first(partial(disk.set_aside, path))
             if self.world.rank == 0:
                 warn(f"checkpoint {path} is damaged ({found}): set aside as {aside.name}; using the one before it")
         return None
@@ -105,7 +109,9 @@ class Checkpointer:
                 checkpoint_dcp.save(self.directory, step, pieces, state, self.keep, self._group)
         except (OSError, SafetensorError) as error:
             path = disk.step_path(self.directory, step)
-            raise UserError(f"{path}: checkpoint cannot be written ({error}): free some disk space and start again") from error
+            raise UserError(
+                f"{path}: checkpoint cannot be written ({error}): free some disk space and start again"
+            ) from error
         finally:
             if self.world.rank == 0:
                 shutil.rmtree(disk.scratch_path(self.directory, step), ignore_errors=True)
@@ -122,7 +128,9 @@ class Checkpointer:
 
                 checkpoint_dcp.load(path, metadata, pieces, self._group)
         except (OSError, SafetensorError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read ({error}): mend the disk, or rename the directory to use the one before") from error
+            raise UserError(
+                f"{path}: cannot be read ({error}): mend the disk, or rename the directory to use the one before"
+            ) from error
         return metadata.state
 
     def _staged(self, pieces: list[Piece]) -> list[Piece]:
@@ -199,7 +207,9 @@ def save(
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, scratch / _FILES[0])
         save_file({name: tensor.contiguous() for name, tensor in moments.items()}, scratch / _FILES[1])
         write_json_atomically(scratch / _FILES[2], {"step": step, **state})
-        manifest = {name: {"bytes": (scratch / name).stat().st_size, "sha256": _digest(scratch / name)} for name in _FILES}
+        manifest = {
+            name: {"bytes": (scratch / name).stat().st_size, "sha256": _digest(scratch / name)} for name in _FILES
+        }
         write_json_atomically(scratch / "manifest.json", manifest)
         for name in _FILES[:2]:
             _sync(scratch / name)
@@ -209,7 +219,9 @@ def save(
         _sync(directory)
     except Exception as error:  # safetensors raises its own type for a full disk
         shutil.rmtree(scratch, ignore_errors=True)
-        raise UserError(f"{final}: checkpoint cannot be written ({error}): free some disk space and start again") from error
+        raise UserError(
+            f"{final}: checkpoint cannot be written ({error}): free some disk space and start again"
+        ) from error
     for old in steps(directory)[:-keep]:
         shutil.rmtree(directory / f"step-{old:08d}", ignore_errors=True)
     return final

@@ -11,12 +11,12 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterable, Literal
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from pydantic import BaseModel
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -53,7 +53,9 @@ class Piece:
         ends = [start + size for start, size in zip(self.offset, self.tensor.shape)]
         same_rank = len(self.offset) == self.tensor.dim() == len(self.global_shape)
         if not same_rank or any(s < 0 or e > g for s, e, g in zip(self.offset, ends, self.global_shape)):
-            raise ValueError(f"{self.name}: {list(self.tensor.shape)} at {self.offset} is no part of {self.global_shape}")
+            raise ValueError(
+                f"{self.name}: {list(self.tensor.shape)} at {self.offset} is no part of {self.global_shape}"
+            )
 
     @property
     def dtype(self) -> str:
@@ -168,7 +170,9 @@ def commit(directory: Path, step: int, state: dict[str, Any], files: list[DataFi
     tensors: dict[str, SavedTensor] = {}
     for file in files:
         for name, part in file.tensors.items():
-            tensors.setdefault(name, SavedTensor(dtype=part.dtype, shape=part.shape, chunks=[])).chunks.extend(part.chunks)
+            tensors.setdefault(name, SavedTensor(dtype=part.dtype, shape=part.shape, chunks=[])).chunks.extend(
+                part.chunks
+            )
     torn = [name for name, tensor in tensors.items() if not is_tiled(tensor.shape, tensor.chunks)]
     if torn:
         raise ValueError(f"the ranks' pieces leave holes or overlap in {_listed(torn)}")
@@ -188,7 +192,7 @@ def commit(directory: Path, step: int, state: dict[str, Any], files: list[DataFi
 
 def _write_json(path: Path, value: BaseModel) -> None:
     with open(path, "w", encoding="utf-8") as file:
-        json.dump(value.model_dump(), file, allow_nan=False)
+        file.write(value.model_dump_json())
         file.flush()
         os.fsync(file.fileno())
 
@@ -226,7 +230,7 @@ def fault(path: Path, rank: int, size: int) -> str | None:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged checkpoint, so that it is neither counted nor overwritten; returns where it is. Raises OSError."""
+    """Rename a damaged checkpoint, so that it is neither counted nor overwritten; its new path. Raises OSError."""
     aside = path.with_name(f"damaged-{path.name}")
     shutil.rmtree(aside, ignore_errors=True)
     return path.rename(aside)
@@ -256,7 +260,9 @@ def check_fit(path: Path, saved: dict[str, SavedTensor], wanted: Iterable[tuple[
     }
     found = [f"{problem} {_listed(names)}" for problem, names in problems.items() if names]
     if found:
-        raise UserError(f"{path}: does not fit this model: {'; '.join(found)}: the run directory belongs to another config")
+        raise UserError(
+            f"{path}: does not fit this model: {'; '.join(found)}: the run directory belongs to another config"
+        )
 
 
 def is_tiled(shape: tuple[int, ...], chunks: list[Chunk]) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed import _CONTEXT as FORKSERVER
+from distributed import run_distributed
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -133,14 +133,19 @@ def _overlap(metadata: dict) -> None:
 
 def _rewrite_metadata(path: Path, change) -> None:
     """Change the metadata and give it its right hash: not damage, but the work of another program."""
-    metadata, manifest = json.loads((path / "metadata.json").read_text()), json.loads((path / "manifest.json").read_text())
+    metadata, manifest = (
+        json.loads((path / "metadata.json").read_text()),
+        json.loads((path / "manifest.json").read_text()),
+    )
     change(metadata)
     (path / "metadata.json").write_text(json.dumps(metadata))
     manifest["files"]["metadata.json"] = checkpoint_format._fingerprint(path / "metadata.json").model_dump()
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 
-@pytest.mark.parametrize(("change", "words"), [(_hole, "not written completely weights/bias"), (_overlap, "weights/bias")])
+@pytest.mark.parametrize(
+    ("change", "words"), [(_hole, "not written completely weights/bias"), (_overlap, "weights/bias")]
+)
 def test_a_tensor_that_is_not_there_wholly_is_refused(tmp_path, change, words):
     checkpointer(tmp_path).save(1, whole(model(1)), {})
     _rewrite_metadata(tmp_path / "step-00000001", change)
@@ -249,17 +254,11 @@ def test_a_failure_of_the_thread_is_raised_by_the_next_call(tmp_path, next_call)
     saver.wait()
 
 
-# ---- crashes and full disks: real processes, forked from a server that has torch imported
-
-
-def _in_process(function, *arguments) -> int | None:
-    process = FORKSERVER.Process(target=function, args=arguments)
-    process.start()
-    process.join(timeout=60)
-    return process.exitcode
+# ---- crashes and full disks, in processes of their own
 
 
 def _save_and_die(directory: Path, deadly: int) -> None:
+    """Save steps 1 and 2; SIGKILL at the `deadly`-th time that the second asks the disk to keep something."""
     saver = checkpointer(directory)
     saver.save(1, whole(model(1)), {})
     calls, fsync = itertools.count(1), os.fsync
@@ -273,21 +272,33 @@ def _save_and_die(directory: Path, deadly: int) -> None:
     saver.save(2, whole(model(2)), {})
 
 
-def test_killed_in_the_middle_of_a_save_the_checkpoint_before_it_is_used(tmp_path):
-    """SIGKILL at every moment at which the save asks the disk to keep something."""
-    left = []
+def _die_at_every_moment(folder: Path) -> int:
+    """A child for every such moment, each in a directory named by its number; returns the number of the survivor."""
     for deadly in itertools.count(1):
+        child = os.fork()
+        if child == 0:
+            try:
+                _save_and_die(folder / str(deadly), deadly)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code == 0:
+            return deadly
+        assert code == -signal.SIGKILL
+
+
+def test_killed_in_the_middle_of_a_save_the_checkpoint_before_it_is_used(tmp_path):
+    [survivor] = run_distributed(_die_at_every_moment, 1, tmp_path)
+    left = []
+    for deadly in range(1, survivor + 1):
         directory = tmp_path / str(deadly)
-        code = _in_process(_save_and_die, directory, deadly)
         state, tensors, warnings = loaded(directory)
         assert same(tensors, model(state["step"])) and not warnings
         left.append(state["step"])
-        if code == 0:
-            break
-        assert code == -signal.SIGKILL
         checkpointer(directory).save(3, whole(model(3)), {})
         assert loaded(directory)[0]["step"] == 3 and not list(directory.glob(".writing-*"))
-    assert left == sorted(left) and left.count(1) >= 4, "killed after each file, and before and after the rename"
+    assert left == [1] * (survivor - 2) + [2, 2] and survivor > 4, "it counts from the rename on, not before"
 
 
 def _save_on_a_full_disk(directory: Path, asynchronous: bool) -> None:
@@ -301,7 +312,7 @@ def _save_on_a_full_disk(directory: Path, asynchronous: bool) -> None:
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_a_full_disk_is_a_clear_message_and_the_checkpoints_stay(tmp_path, asynchronous):
-    assert _in_process(_save_on_a_full_disk, tmp_path, asynchronous) == 0
+    run_distributed(_save_on_a_full_disk, 1, tmp_path, asynchronous)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     state, tensors, _ = loaded(tmp_path)
     assert state["step"] == 1 and same(tensors, model(1))
