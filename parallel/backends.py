@@ -91,7 +91,9 @@ def lab_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def addmm_weight_gradient(main_grad: Tensor, dy: Tensor, x: Tensor) -> None:
-    """One product with float32 sums of bfloat16 factors; torch has it for CUDA alone."""
+    """A product of bfloat16 factors summed in float32, without rounding between; torch has it for CUDA alone."""
+    if dy.dtype == main_grad.dtype:
+        return weight_gradient(main_grad, dy, x)
     torch.addmm(main_grad, dy.t(), x, out_dtype=main_grad.dtype, out=main_grad)
 
 
