@@ -2,6 +2,9 @@
 
 A start without an end, seen by whoever holds the cell's lock, means that the worker died: the
 kernel drops a lock only when its process is gone.
+
+Rank 0 writes attempts.jsonl. Another rank that fails says so in a file of its own, attempts.rank-1.jsonl, since rank 0
+may not live to tell; `read_attempts` joins them.
 """
 
 import json
@@ -13,6 +16,10 @@ ATTEMPTS_FILE = "attempts.jsonl"
 
 #: A cell whose workers died this often within one launch is given up until the next launch.
 MAX_LOST_ATTEMPTS = 3
+#: A cell that ran out of memory this often within one launch, under ever roomier layouts, is given up likewise.
+MAX_MEMORY_FAILURES = 4
+
+OUT_OF_MEMORY = "out of memory"
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:
@@ -45,40 +52,67 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return values
 
 
-def start_attempt(run_dir: Path, launch: str, **who: Any) -> int:
+def read_attempts(run_dir: Path) -> list[dict[str, Any]]:
+    """What all ranks wrote about a cell's attempts: starts and ends in order, at most one end for each start.
+
+    Of several ranks' failures the cause is told: memory that ran out, or else what came first.
+    """
+    lines = read_lines(run_dir / ATTEMPTS_FILE)
+    others = [line for path in sorted(run_dir.glob("attempts.rank-*.jsonl")) for line in read_lines(path)]
+    joined = []
+    for start in (line for line in lines if line.get("event") == "start"):
+        number = start.get("attempt")
+        ends = [line for line in (*lines, *others) if line.get("event") == "end" and line.get("attempt") == number]
+        ends.sort(key=lambda line: (line.get("outcome") != OUT_OF_MEMORY, str(line.get("ended_at"))))
+        joined += [start, *ends[:1]]
+    return joined
+
+
+def start_attempt(run_dir: Path, launch: str, **details: Any) -> int:
     """Record that a worker begins; returns the attempt's number, 1 for the first."""
     number = 1 + sum(line.get("event") == "start" for line in read_lines(run_dir / ATTEMPTS_FILE))
-    append_line(run_dir / ATTEMPTS_FILE, {"event": "start", "attempt": number, "launch": launch, **who})
+    append_line(run_dir / ATTEMPTS_FILE, {"event": "start", "attempt": number, "launch": launch, **details})
     return number
 
 
-def end_attempt(run_dir: Path, attempt: int, launch: str, outcome: str, **details: Any) -> None:
-    """Record how attempt number `attempt` ended: "finished", "diverged", "interrupted" or "error"."""
-    line = {"event": "end", "attempt": attempt, "launch": launch, "outcome": outcome, **details}
-    append_line(run_dir / ATTEMPTS_FILE, line)
+def end_attempt(run_dir: Path, attempt: int, launch: str, outcome: str, rank: int = 0, **details: Any) -> None:
+    """Record how an attempt ended: "finished", "diverged", "interrupted", "error" or OUT_OF_MEMORY.
+
+    The latter two have `error`, and OUT_OF_MEMORY has `roomier`, the layout to try next, None when there is none.
+    """
+    name = ATTEMPTS_FILE if rank == 0 else f"attempts.rank-{rank}.jsonl"
+    append_line(run_dir / name, {"event": "end", "attempt": attempt, "launch": launch, "outcome": outcome, **details})
 
 
-def lost_attempts(attempts: list[dict[str, Any]], launch: str | None = None) -> int:
-    """Starts without an end, of one launch or of all. The running attempt of a held cell is among them."""
+def lost_attempts(attempts: list[dict[str, Any]], launch: str | None = None, layout: str | None = None) -> int:
+    """Starts without an end, of one launch (and one layout) or of all. A held cell's running attempt is among them."""
     ended = {line.get("attempt") for line in attempts if line.get("event") == "end"}
     return sum(
         line.get("event") == "start"
         and line.get("attempt") not in ended
         and (launch is None or line.get("launch") == launch)
+        and (layout is None or line.get("layout") == layout)
         for line in attempts
     )
 
 
 def last_error(attempts: list[dict[str, Any]], launch: str | None = None) -> str | None:
-    """The exception that the latest attempt ended with; None when it ended otherwise or goes on.
+    """Why the latest attempt ended the cell; None when it ended otherwise, goes on, or a roomier layout can be tried.
 
     With `launch`, None too when that attempt belongs to another launch: a new launch tries again.
     """
-    if not attempts or attempts[-1].get("outcome") != "error":
+    last = attempts[-1] if attempts else {}
+    if launch is not None and last.get("launch") != launch:
         return None
-    if launch is not None and attempts[-1].get("launch") != launch:
+    error = str(last.get("error", "unknown error"))
+    if last.get("outcome") == "error":
+        return error
+    if last.get("outcome") != OUT_OF_MEMORY:
         return None
-    return str(attempts[-1].get("error", "unknown error"))
+    failures = sum(line.get("outcome") == OUT_OF_MEMORY and line.get("launch") == last["launch"] for line in attempts)
+    if last.get("roomier") is not None and failures < MAX_MEMORY_FAILURES:
+        return None
+    return f"{OUT_OF_MEMORY} under {last.get('layout')}, after {failures} tries: {error}"
 
 
 def given_up(attempts: list[dict[str, Any]], launch: str) -> str | None:

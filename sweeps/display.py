@@ -14,6 +14,7 @@ from rich.text import Text
 
 from analysis.formatting import count, dollars, duration, fixed, significant
 from analysis.formatting import interval as bounds
+from sweeps.layouts import settings
 from sweeps.plan import Plan
 from sweeps.status import CellStatus, SweepStatus
 
@@ -48,10 +49,12 @@ def _parameters(number: int) -> str:
 
 def show_plan(console: Console, plan: Plan) -> None:
     """The plan as a table, then its totals and warnings."""
+    spread = any(cell.ranks > 1 for cell in plan.cells)
     table = _table(
         f"grid {plan.grid}, profile {plan.profile}: {len(plan.cells)} cells",
         ["cell"],
         ["layers", "width", "params", "non-emb.", "tokens", "6ND FLOPs", "time"],
+        ["layout"] if spread else None,
     )
     for cell in plan.cells:
         table.add_row(
@@ -63,6 +66,7 @@ def show_plan(console: Console, plan: Plan) -> None:
             count(cell.tokens),
             f"{cell.flops:.3g}",
             duration(cell.seconds),
+            *([settings(cell.config)] if spread else []),
         )
     console.print()
     console.print(table)
@@ -174,7 +178,8 @@ def _settled_line(cell: CellStatus) -> str:
 def show_status(console: Console, status: SweepStatus) -> None:
     """A sweep's status for people."""
     numbers = ["step", "loss", "tokens/s", "time", "attempts"]
-    table = _table(status.sweep_dir, ["cell", "run", "state"], numbers, ["reason"])
+    spread = any(cell.ranks > 1 for cell in status.cells)
+    table = _table(status.sweep_dir, ["cell", "run", "state"], numbers, [*(["layout"] if spread else []), "reason"])
     for cell in status.cells:
         table.add_row(
             cell.cell,
@@ -185,6 +190,7 @@ def show_status(console: Console, status: SweepStatus) -> None:
             "" if cell.tokens_per_second is None else count(cell.tokens_per_second),
             "" if cell.seconds is None else duration(cell.seconds),
             str(cell.attempts),
+            *([cell.layout] if spread else []),
             cell.reason or "",
         )
     console.print(table)
@@ -195,14 +201,16 @@ def show_status(console: Console, status: SweepStatus) -> None:
         since = launcher.get("started_at")
         console.print(f"launcher: pid {launcher.get('pid')} on {launcher.get('host')} since {since}", soft_wrap=True)
     for worker in status.workers:
-        console.print(f"worker {worker['slot']}: pid {worker.get('pid')} on {worker.get('host')}")
+        ranks = f", {worker['ranks']} processes" if worker.get("ranks", 1) > 1 else ""
+        console.print(f"worker {worker['slot']}: pid {worker.get('pid')} on {worker.get('host')}{ranks}")
     console.print(progress_line(status))
 
 
 def show_results(console: Console, rows: list[dict[str, Any]]) -> None:
     """The table of results: one line for each cell."""
     numbers = ["params", "tokens", "loss, nats/token", "bits/byte", "time"]
-    table = _table("results", ["cell"], numbers, [""])
+    spread = any((row.get("ranks") or 1) > 1 for row in rows)
+    table = _table("results", ["cell"], numbers, [*(["layout"] if spread else []), ""])
     for row in rows:
         finished = row["status"] == "finished"
         table.add_row(
@@ -212,6 +220,7 @@ def show_results(console: Console, rows: list[dict[str, Any]]) -> None:
             "" if row["loss"] is None else f"{row['loss']:.4f} ± {row['loss_stderr']:.4f}",
             "" if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.4f}",
             "" if row.get("seconds") is None else duration(row["seconds"]),
+            *([row["layout"]] if spread else []),
             "" if finished else f"{row['status']}: {row['reason']}" if row["reason"] else row["status"],
         )
     console.print()

@@ -4,6 +4,7 @@ The same worker runs under Submitit's local executor and under SLURM. What a job
 asked of the scheduler; the sweep's directory says that.
 """
 
+import math
 import os
 import shutil
 import signal
@@ -25,6 +26,8 @@ ExecutorName = Literal["local", "slurm"]
 
 #: Submitit's local executor kills a job after this many minutes; a worker has no limit of its own.
 _LOCAL_MINUTES = 60 * 24 * 365
+#: Parameters that count what a whole node gives.
+_PER_NODE = {"gpus_per_node", "mem_gb"}
 
 
 def parse_slurm_options(options: list[str]) -> dict[str, Any]:
@@ -57,20 +60,33 @@ def check_slurm(parameters: dict[str, Any]) -> None:
 
 
 def make_executor(
-    name: ExecutorName, sweep_dir: Path, *, num_threads: int, num_gpus: int, slurm: dict[str, Any]
+    name: ExecutorName,
+    sweep_dir: Path,
+    *,
+    num_threads: int,
+    num_gpus: int,
+    slurm: dict[str, Any],
+    ranks: int = 1,
+    ranks_per_node: int = 1,
 ) -> submitit.AutoExecutor:
-    """An executor that gives each worker `num_threads` cores and lets it see `num_gpus` GPUs.
+    """An executor of jobs of `ranks` processes with `num_threads` cores each, which see `num_gpus` GPUs together.
 
     `slurm` holds Submitit parameters of the slurm executor (partition, account, timeout_min ...), which
-    win over the defaults. Raises UserError for one that has a value of the wrong type.
+    win over the defaults; what they ask for each node is for one process, and multiplied. Raises UserError
+    for one that has a value of the wrong type.
     """
     executor = submitit.AutoExecutor(folder=sweep_dir / "submitit", cluster=name)
     shared = {"name": f"sweep-{sweep_dir.name}", "cpus_per_task": num_threads, "gpus_per_node": num_gpus or None}
     if name == "local":
-        executor.update_parameters(**shared, timeout_min=_LOCAL_MINUTES)
+        executor.update_parameters(**shared, tasks_per_node=ranks, timeout_min=_LOCAL_MINUTES)
         return executor
+    nodes = next(nodes for nodes in range(math.ceil(ranks / ranks_per_node), ranks + 1) if ranks % nodes == 0)
+    shared |= {"nodes": nodes, "tasks_per_node": ranks // nodes}
     # 120 s of notice before the time limit are enough for a checkpoint.
     parameters = {"timeout_min": 240, "signal_delay_s": 120, **slurm}
+    for key in _PER_NODE & parameters.keys():
+        if isinstance(parameters[key], (int, float)):
+            parameters[key] *= ranks // nodes
     try:
         executor.update_parameters(**shared, **{f"slurm_{key}": value for key, value in parameters.items()})
     except (ValueError, TypeError, AssertionError) as error:
@@ -127,13 +143,18 @@ def stop(jobs: list[Any], workers: list[dict[str, Any]]) -> None:
 
 
 def last_words(job: Any) -> str:
-    """The last line that a job wrote to its error log, and where that log is."""
-    path = job.paths.stderr
-    try:
-        lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    except OSError:
-        lines = []
-    return f"{lines[-1] if lines else 'it wrote nothing'} (log: {path})"
+    """The last line that a job wrote to its error log, and where that log is: the first process's that wrote one."""
+    said = "it wrote nothing"
+    for task in range(max(job.num_tasks, 1)):
+        path = job.task(task).paths.stderr
+        try:
+            lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+        except OSError:
+            lines = []
+        if lines:
+            said = lines[-1]
+            break
+    return f"{said} (log: {path})"
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 from scaling.accounting import parameter_count
 from scaling.config import ModelConfig, RunConfig, build_config, explain, read_yaml
 from scaling.errors import UserError
+from scaling.layouts import check_layout
 from scaling.presets import PRESETS, get_preset
 
 GRIDS = Path(__file__).parent / "grids"
@@ -122,7 +123,17 @@ class Profile(_Section):
     schedule: dict[str, Any] = Field(default={}, description="schedule fields but for the lengths")
     execution: dict[str, Any] = Field(default={}, description="execution fields; the launcher sets device and threads")
     seed: int = Field(1234, ge=0)
-    slurm: dict[str, Any] = Field(default={}, description="parameters of Submitit's slurm executor")
+    slurm: dict[str, Any] = Field(
+        default={}, description="parameters of Submitit's slurm executor, for a job of one rank (one GPU)"
+    )
+    ranks_per_cell: PositiveInt = Field(
+        1, description="processes (GPUs, or CPU threads) that train one cell; fewer where its batch cannot be divided"
+    )
+    ranks_per_node: PositiveInt = Field(8, description="on a cluster: processes of one node, where tensor ranks stay")
+    device_memory_gib: PositiveFloat | None = Field(None, description="of each GPU; default what this machine's have")
+    parallel: dict[str, dict[str, Any]] = Field(
+        default={}, description="cell name (* matches any text) -> its layout, instead of a chosen one; the first wins"
+    )
     design: IsoFlop
     rules: Rules
 
@@ -169,6 +180,7 @@ class Cell:
     cell: str  #: a short name for people, such as 4e+11-L2-h32
     flops_budget: float
     config: RunConfig
+    layout_given: bool = False  #: by the grid; otherwise the launcher chooses one
 
 
 def unknown(option: str, value: str, choices: Any, having: str) -> str:
@@ -223,6 +235,10 @@ def make_cells(profile: Profile, corpus: Any, source: str) -> list[Cell]:
                 raise UserError(
                     f"{source}: cells {same.cell} and {cell.cell} are the same run: space the budgets wider"
                 )
+    for pattern in profile.parallel:
+        names = [cell.cell for cell in cells.values()]
+        if not fnmatch.filter(names, pattern):
+            raise UserError(unknown(f"{source}: parallel", pattern, names, "cells are"))
     return list(cells.values())
 
 
@@ -300,6 +316,7 @@ def _make_cell(profile: Profile, corpus: Any, budget: float, params: int, model:
     schedule = {**profile.schedule, "warmup_steps": warmup_steps}
     if rules.decay is not None:
         schedule["decay_steps"] = rules.decay(train_steps, train_steps - warmup_steps)
+    parallel = next((sizes for pattern, sizes in profile.parallel.items() if fnmatch.fnmatch(name, pattern)), None)
     values = {
         "model": model,
         "data": {
@@ -311,11 +328,17 @@ def _make_cell(profile: Profile, corpus: Any, budget: float, params: int, model:
         "optimizer": {**profile.optimizer, "learning_rate": _round(rules.learning_rate(params, tokens))},
         "schedule": schedule,
         "execution": profile.execution,
+        "parallel": parallel or {},
         "global_batch_size": batch,
         "train_steps": train_steps,
         "seed": profile.seed,
     }
-    return Cell(name, budget, build_config(values, f"{source}: cell {name}"))
+    config = build_config(values, f"{source}: cell {name}")
+    try:
+        check_layout(config)
+    except UserError as error:
+        raise UserError(f"{source}: cell {name}: {error}") from None
+    return Cell(name, budget, config, layout_given=parallel is not None)
 
 
 def _power_of_two(value: float, rule: Rule) -> int:

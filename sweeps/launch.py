@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import submitit
 from rich.console import Console
 
 from scaling.data.corpus import QUICKLY_VERIFIED_BYTES, PreparedCorpus, verify_corpus
@@ -33,6 +34,7 @@ from scaling.signals import stop_requests
 from sweeps import display
 from sweeps.executor import check_slurm, make_executor, parse_slurm_options
 from sweeps.grid import Profile, load_grid, make_cells
+from sweeps.layouts import lay_out
 from sweeps.locks import FileLock, acquire_any, holder
 from sweeps.machine import Machine, choose_profile, detect
 from sweeps.plan import PLAN_FILE, Plan, PlannedCorpus, check_budget, check_repetition, make_plan
@@ -42,7 +44,7 @@ from sweeps.results import LAW_FILE, REPORT_FILE, fit_rows, report_rows
 from sweeps.status import LAUNCHER_LOCK, read_workers
 from sweeps.supervise import Outcome, supervise
 from sweeps.worker import Assignment
-from sweeps.workers import choose_workers, visible_devices
+from sweeps.workers import choose_workers, device_bytes, visible_devices
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -99,6 +101,7 @@ def prepare(options: LaunchOptions, console: Console) -> PreparedLaunch:
     )
     cells = make_cells(profile, corpus, f"grid {options.grid}, profile {name}")
     slurm = {**profile.slurm, **parse_slurm_options(options.slurm)}
+    ranks = max(profile.ranks_per_cell, *(cell.config.parallel.world_size for cell in cells))
     workers = choose_workers(
         machine,
         profile,
@@ -107,12 +110,14 @@ def prepare(options: LaunchOptions, console: Console) -> PreparedLaunch:
         count=options.workers,
         num_threads=options.num_threads,
         slurm=slurm,
+        ranks=ranks,
     )
     if workers.executor == "slurm":
         check_slurm(slurm)
     console.print(f"{workers.executor} executor, {workers.count} workers: {workers.reason}", soft_wrap=True)
     sweep_dir = (options.sweep_dir or Path("runs") / grid.name).resolve()
     device = training_device(workers, machine, profile)
+    cells, tight = lay_out(cells, profile.ranks_per_cell, device_bytes(machine, profile, workers), workers)
     price, warnings = find_price(workers, device, options.price)
     plan = make_plan(
         grid=grid.name,
@@ -130,7 +135,7 @@ def prepare(options: LaunchOptions, console: Console) -> PreparedLaunch:
         command=options.command,
         workers=workers,
         price=price,
-        warnings=warnings,
+        warnings=[*warnings, *tight],
         throughput=measure_throughput(workers, device, sweep_dir.parent, {cell.config.run_id for cell in cells}),
     )
     check_budget(plan, options.max_flops, options.max_gpu_hours, options.max_usd)
@@ -167,17 +172,23 @@ def _train(prepared: PreparedLaunch, console: Console) -> Outcome:
         sweep_dir=sweep_dir,
         corpus_dir=plan.corpus.path,
         launch=f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}",
-        slots=workers.count,
+        slots=workers.slots,
         num_threads=workers.num_threads,
+        ranks_per_node=workers.ranks_per_node,
         devices=visible_devices(workers, prepared.machine),
     )
-    executor = make_executor(
-        workers.executor,
-        sweep_dir,
-        num_threads=workers.num_threads,
-        num_gpus=len(assignment.devices),
-        slurm=prepared.slurm,
-    )
+
+    def executor(ranks: int) -> submitit.AutoExecutor:
+        return make_executor(
+            workers.executor,
+            sweep_dir,
+            num_threads=workers.num_threads,
+            num_gpus=len(assignment.devices),
+            slurm=prepared.slurm,
+            ranks=ranks,
+            ranks_per_node=workers.ranks_per_node,
+        )
+
     with (
         stop_requests(_STOPPING, insistent=True) as should_stop,
         display.ProgressDisplay(console, plan).running() as progress,

@@ -57,15 +57,29 @@ def acquire(path: Path, content: dict[str, Any]) -> FileLock | None:
 
 
 def acquire_any(paths: list[Path], content: dict[str, Any], patience: float = 1.0) -> FileLock | None:
-    """The lock on the first of `paths` that is free, None when all stay held for `patience` seconds.
+    """The lock on the first of `paths` that is free, None when all stay held for `patience` seconds."""
+    locks = acquire_several(paths, [content], patience)
+    return locks and locks[0]
 
-    The patience outlasts `holder()`, which holds a shared lock for an instant.
+
+def acquire_several(
+    paths: list[Path], contents: list[dict[str, Any]], patience: float = 1.0
+) -> list[FileLock] | None:
+    """Locks on as many of `paths` as there are `contents`, one for each; None when too many of them stay held.
+
+    All or none, so that two that want several never wait for each other with a part of them. The patience outlasts
+    `holder()`, which holds a shared lock for an instant.
     """
     deadline = time.monotonic() + patience
     while True:
+        locks: list[FileLock] = []
         for path in paths:
-            if (lock := acquire(path, content)) is not None:
-                return lock
+            if len(locks) < len(contents) and (lock := acquire(path, contents[len(locks)])) is not None:
+                locks.append(lock)
+        if len(locks) == len(contents):
+            return locks
+        for lock in locks:
+            lock.release()
         if time.monotonic() > deadline:
             return None
         time.sleep(0.05)

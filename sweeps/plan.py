@@ -47,8 +47,13 @@ class PlannedCell(_Section):
     flops_causal: float
     flops_full: float
     flops_hardware: float
-    seconds: float = Field(description="predicted wall time on one worker")
+    seconds: float = Field(description="predicted wall time under the layout in config.parallel")
     config: RunConfig
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train it."""
+        return self.config.parallel.world_size
 
 
 class Dollars(_Section):
@@ -88,13 +93,20 @@ class Workers(_Section):
 
     executor: Literal["local", "slurm"]
     count: int
-    num_threads: int = Field(description="CPU threads of each")
+    num_threads: int = Field(description="CPU threads of each process")
     device: Literal["cpu", "cuda"]
     reason: str
+    ranks_per_cell: int = Field(1, description="processes that train the widest cell")
+    ranks_per_node: int = Field(1, description="processes that one node has room for")
+
+    @property
+    def slots(self) -> int:
+        """Processes at once: a worker on a cell of n ranks takes n slots."""
+        return self.count * self.ranks_per_cell
 
     @property
     def devices_each(self) -> int:
-        """Priced devices that one worker keeps busy: its GPU, or its CPU cores."""
+        """Priced devices that one process keeps busy: its GPU, or its CPU cores."""
         return 1 if self.device == "cuda" else self.num_threads
 
 
@@ -168,7 +180,7 @@ def make_plan(
     The cells' execution section gets the workers' device and threads.
     """
     planned = [_plan_cell(cell, corpus, workers, throughput) for cell in cells]
-    device_hours = sum(cell.seconds for cell in planned) * workers.devices_each / 3600
+    device_hours = sum(cell.seconds * cell.ranks for cell in planned) * workers.devices_each / 3600
     return Plan(
         grid=grid,
         profile=profile_name,
@@ -190,7 +202,7 @@ def make_plan(
             flops_causal=sum(cell.flops_causal for cell in planned),
             flops_full=sum(cell.flops_full for cell in planned),
             flops_hardware=sum(cell.flops_hardware for cell in planned),
-            hours=makespan([cell.seconds for cell in planned], workers.count) / 3600,
+            hours=makespan([(cell.seconds, cell.ranks) for cell in planned], workers.slots) / 3600,
             device_hours=device_hours,
             usd=price.usd_per_device_hour.times(device_hours) if price else None,
         ),
@@ -227,11 +239,16 @@ def _plan_cell(cell: Cell, corpus: PlannedCorpus, workers: Workers, throughput: 
     )
 
 
-def makespan(seconds: Iterable[float], workers: int) -> float:
-    """Wall time of tasks of these lengths when each worker takes the longest one left, in the same unit."""
-    busy = [0.0] * max(workers, 1)
-    for length in sorted(seconds, reverse=True):
-        heapq.heapreplace(busy, busy[0] + length)
+def makespan(tasks: Iterable[tuple[float, int]], slots: int) -> float:
+    """Wall time of (length, slots needed) tasks, the longest first, each on the slots that are free first.
+
+    In the unit of the lengths. A task that needs more slots than there are takes all.
+    """
+    busy = [0.0] * max(slots, 1)
+    for length, width in sorted(tasks, reverse=True):
+        taken = [heapq.heappop(busy) for _ in range(min(width, len(busy)))]
+        for _ in taken:
+            heapq.heappush(busy, taken[-1] + length)
     return max(busy)
 
 

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from scaling.errors import UserError
 from scaling.record import RESULT_FILE, RunRecord, read_record
-from sweeps.attempts import ATTEMPTS_FILE, given_up, last_error, lost_attempts, read_lines
+from sweeps.attempts import OUT_OF_MEMORY, given_up, last_error, lost_attempts, read_attempts
+from sweeps.layouts import settings
 from sweeps.locks import holder
 from sweeps.plan import Plan, PlannedCell, makespan, read_plan
 
@@ -38,7 +39,9 @@ class CellStatus:
     seconds: float | None  #: training time so far, all attempts
     predicted_seconds: float
     attempts: int
-    reason: str | None  #: why it failed or diverged
+    reason: str | None  #: why it failed or diverged, or what its latest attempts died of
+    ranks: int  #: processes that train it
+    layout: str  #: how it is spread over them: as it finished, or in the latest attempt, or as planned
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class StatusReader:
             launcher=holder(self.sweep_dir / LAUNCHER_LOCK),
             workers=workers,
             cells=cells,
-            seconds_left=_seconds_left(cells, len(workers)),
+            seconds_left=_seconds_left(cells, sum(worker.get("ranks", 1) for worker in workers)),
             counts={state: sum(cell.state == state for cell in cells) for state in STATES},
         )
 
@@ -99,8 +102,9 @@ class StatusReader:
                 tokens_per_second=record.speed.tokens_per_second,
                 seconds=record.speed.seconds,
                 reason=record.reason,
+                layout=settings(record.config),
             )
-        attempts = read_lines(run_dir / ATTEMPTS_FILE)
+        attempts = read_attempts(run_dir)
         starts = sum(line.get("event") == "start" for line in attempts)
         last = _last_step(run_dir / "metrics.jsonl")
         figures = {
@@ -108,6 +112,7 @@ class StatusReader:
             "loss": last.get("loss"),
             "tokens_per_second": last["tokens"] / last["seconds"] if last.get("seconds") else None,
             "seconds": last.get("seconds"),
+            "layout": next((line["layout"] for line in reversed(attempts) if line.get("layout")), settings(cell.config)),
         }
         if held:
             return _status(cell, "running", starts, **figures)
@@ -118,6 +123,8 @@ class StatusReader:
             return _status(cell, "pending", starts, **figures)
         lost = lost_attempts(attempts)
         reason = f"its worker died {lost} times" if lost > 1 else None
+        if attempts[-1].get("outcome") == OUT_OF_MEMORY:
+            reason = f"{OUT_OF_MEMORY} under {attempts[-1].get('layout')}, next {attempts[-1].get('roomier')}"
         return _status(cell, "interrupted", starts, **figures, reason=reason)
 
     def _record(self, run_id: str) -> RunRecord | None:
@@ -149,16 +156,20 @@ def read_cell_record(sweep_dir: Path, run_id: str) -> RunRecord | None:
 
 
 def read_workers(sweep_dir: Path) -> list[dict[str, Any]]:
-    """What the held worker slots say about their holders (slot, pid, host, job, run_id ...)."""
+    """What the held worker slots say about their holders (slot, ranks, pid, host, job, run_id ...).
+
+    A worker of several ranks holds a slot for each, and is told once, by its first.
+    """
     workers = []
     for path in sorted((sweep_dir / "workers").glob("*.lock"), key=lambda path: (len(path.stem), path.stem)):
-        if (content := holder(path)) is not None:
+        if (content := holder(path)) is not None and not content.get("rank"):
             workers.append({"slot": int(path.stem) if path.stem.isdigit() else path.stem, **content})
     return workers
 
 
 def _status(cell: PlannedCell, state: State, attempts: int, **figures: Any) -> CellStatus:
     figures = {"step": 0, "loss": None, "tokens_per_second": None, "seconds": None, "reason": None, **figures}
+    figures.setdefault("layout", settings(cell.config))
     return CellStatus(
         cell=cell.cell,
         run_id=cell.run_id,
@@ -166,6 +177,7 @@ def _status(cell: PlannedCell, state: State, attempts: int, **figures: Any) -> C
         train_steps=cell.train_steps,
         predicted_seconds=cell.seconds,
         attempts=attempts,
+        ranks=cell.ranks,
         **figures,
     )
 
@@ -188,15 +200,15 @@ def _last_step(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _seconds_left(cells: list[CellStatus], workers: int) -> float | None:
-    """Time to the end with this many workers: the plan's predictions, scaled by how they did so far."""
+def _seconds_left(cells: list[CellStatus], slots: int) -> float | None:
+    """Time to the end with the workers in these slots: the plan's predictions, scaled by how they did so far."""
     known = [c for c in cells if c.state == "finished" and c.seconds]
     known = known or [c for c in cells if c.state == "running" and c.seconds and c.step >= c.train_steps / 20]
     predicted = sum(c.predicted_seconds * c.step / c.train_steps for c in known)
     scale = sum(c.seconds or 0.0 for c in known) / predicted if predicted else 1.0
     left = [
-        scale * c.predicted_seconds * (1 - c.step / c.train_steps)
+        (scale * c.predicted_seconds * (1 - c.step / c.train_steps), c.ranks)
         for c in cells
         if c.state in ("running", "interrupted", "pending")
     ]
-    return makespan(left, workers) if left and workers else None
+    return makespan(left, slots) if left and slots else None

@@ -6,14 +6,15 @@ still there. A worker that ends early is replaced while there are cells that it 
 
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import submitit
 
 from sweeps import executor as submission
-from sweeps.attempts import ATTEMPTS_FILE, read_lines
+from sweeps.attempts import ATTEMPTS_FILE, OUT_OF_MEMORY, read_lines
 from sweeps.plan import Plan
 from sweeps.status import CellStatus, StatusReader, SweepStatus, read_workers
 from sweeps.worker import Assignment, work
@@ -38,12 +39,13 @@ class Outcome:
 def supervise(
     plan: Plan,
     assignment: Assignment,
-    executor: submitit.AutoExecutor,
+    executor: Callable[[int], submitit.AutoExecutor],
     should_stop: Callable[[], bool],
     show: Callable[[SweepStatus], None],
 ) -> Outcome:
-    """Train the plan's cells with at most `assignment.slots` workers, until none can be trained any more.
+    """Train the plan's cells with at most `assignment.slots` processes, until none can be trained any more.
 
+    A worker has as many processes as its cells' layouts have ranks; `executor` gives one for jobs of that size.
     Workers that an earlier launch left behind count. `show` is called with every status that is read.
     When it fails itself (a full disk, a scheduler that refuses), workers are asked to stop.
     """
@@ -58,7 +60,7 @@ def supervise(
 def _watch(
     plan: Plan,
     assignment: Assignment,
-    executor: submitit.AutoExecutor,
+    executor: Callable[[int], submitit.AutoExecutor],
     should_stop: Callable[[], bool],
     show: Callable[[SweepStatus], None],
     jobs: list[Any],
@@ -79,7 +81,7 @@ def _watch(
                 barren = [] if str(job.job_id) in tried else [*barren, job]
         jobs[:] = alive
 
-        open_cells = [cell for cell in status.cells if cell.state in ("pending", "interrupted")]
+        open_cells = _open(status)
         starting = _starting(jobs, status)
         present = len(status.workers) + len(starting)
         if should_stop():
@@ -95,11 +97,30 @@ def _watch(
                 trouble = f"{len(barren)} workers in a row ended before they tried a cell; the last one said: {words}"
                 return Outcome(status, trouble=trouble)
         else:
-            idle = sum(worker.get("run_id") is None for worker in status.workers)
-            wanted = min(assignment.slots - present, len(open_cells) - len(starting) - idle)
-            if wanted > 0:
-                jobs += submission.start(executor, wanted, work, assignment)
+            for ranks, count in _wanted(status, [job.num_tasks for job in starting], assignment.slots):
+                jobs += submission.start(executor(ranks), count, work, replace(assignment, ranks=ranks))
         _pause(should_stop)
+
+
+def _open(status: SweepStatus) -> list[CellStatus]:
+    return [cell for cell in status.cells if cell.state in ("pending", "interrupted")]
+
+
+def _wanted(status: SweepStatus, starting: list[int], slots: int) -> list[tuple[int, int]]:
+    """(processes of a worker, how many such workers to start): the widest first, as long as slots are free.
+
+    `starting` are the sizes of the workers that were started and hold no slot yet.
+    """
+    free = slots - sum(worker.get("ranks", 1) for worker in status.workers) - sum(starting)
+    idle = [worker.get("ranks", 1) for worker in status.workers if worker.get("run_id") is None]
+    needed = Counter(cell.ranks for cell in _open(status)) - Counter(starting) - Counter(idle)
+    wanted = []
+    for ranks, count in sorted(needed.items(), reverse=True):
+        count = min(count, free // ranks)
+        if count > 0:
+            wanted.append((ranks, count))
+            free -= count * ranks
+    return wanted
 
 
 def common_failure(cells: list[CellStatus], settled_before: set[str]) -> str | None:
@@ -108,7 +129,8 @@ def common_failure(cells: list[CellStatus], settled_before: set[str]) -> str | N
     `settled_before` are the run ids that were finished, diverged or damaged when it began.
     """
     settled = [cell for cell in cells if cell.run_id not in settled_before]
-    failed = [cell for cell in settled if cell.state == "failed"]
+    # That one cell needs too much memory says nothing about a smaller one.
+    failed = [c for c in settled if c.state == "failed" and not (c.reason or "").startswith(OUT_OF_MEMORY)]
     succeeded = any(cell.state in ("finished", "diverged") for cell in settled)
     # Numbers and run ids differ from cell to cell where the cause is one.
     kinds = {re.sub(r"\b[0-9a-f]{16}\b|\d+", "#", cell.reason or "") for cell in failed}

@@ -31,8 +31,10 @@ PRICE = DevicePrice(
 )
 
 
-def a_plan(train_tokens=10**6, price=PRICE, num_threads=1, count=2):
-    grid = Grid.model_validate(grid_values())
+def a_plan(train_tokens=10**6, price=PRICE, num_threads=1, count=2, parallel=None):
+    values = grid_values()
+    values["profiles"]["laptop"]["parallel"] = parallel or {}
+    grid = Grid.model_validate(values)
     corpus = SimpleNamespace(name="words", fingerprint="f" * 64, tokenizer="byte", vocab_size=256)
     return make_plan(
         grid=grid.name,
@@ -70,12 +72,20 @@ def test_totals_are_the_sums_and_dollars_follow_the_device_hours():
     assert plan.totals.device_hours == pytest.approx(3 * seconds / 3600), "a worker of 3 threads keeps 3 cores busy"
     assert plan.totals.usd.high == pytest.approx(0.09 * plan.totals.device_hours)
     assert all(cell.config.execution.num_threads == 3 for cell in plan.cells)
+    wide = a_plan(parallel={"*": {"data_parallel_size": 2}})
+    assert wide.totals.device_hours == pytest.approx(2 * sum(cell.seconds for cell in wide.cells) / 3600)
 
 
 def test_makespan_gives_each_worker_the_longest_task_left():
-    assert makespan([3, 3, 2, 2, 2], 2) == 7
-    assert makespan([5, 1, 1], 3) == 5
+    assert makespan([(length, 1) for length in (3, 3, 2, 2, 2)], 2) == 7
+    assert makespan([(length, 1) for length in (5, 1, 1)], 3) == 5
     assert makespan([], 2) == 0
+
+
+def test_makespan_of_a_task_that_needs_several_slots_waits_for_all_of_them():
+    assert makespan([(4, 1), (3, 2), (2, 1)], 2) == 9
+    assert makespan([(4, 1), (3, 2), (3, 1)], 3) == 6
+    assert makespan([(3, 4)], 2) == 3
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from sweeps.locks import acquire
 from sweeps.plan import read_plan
 from sweeps.status import StatusReader, read_status, read_workers
 from sweeps.supervise import common_failure
-from sweeps.worker import claim_next, slot_paths
+from sweeps.worker import Assignment, claim_next, slot_paths
 
 
 @pytest.fixture
@@ -93,13 +93,14 @@ def test_claims_take_the_longest_cell_that_is_free_and_worth_trying(begun):
     open_cells = [cell.run_id for cell in by_time if cell is not finished]
     for _ in range(3):
         start_attempt(begun / open_cells[1], launch="a")  # three workers died on it
+    workers = {name: Assignment(begun, begun, launch=name, slots=1, num_threads=1) for name in "ab"}
     claims = []
-    while (claim := claim_next(begun, "a", {"pid": 1})) is not None:
+    while (claim := claim_next(workers["a"], {"pid": 1})) is not None:
         claims.append(claim)
     assert [cell.run_id for cell, _ in claims] == [open_cells[0], *open_cells[2:]]
     for _, lock in claims:
         lock.release()
-    assert claim_next(begun, "b", {"pid": 1})[0].run_id == open_cells[0]
+    assert claim_next(workers["b"], {"pid": 1})[0].run_id == open_cells[0]
 
 
 def test_cells_that_all_fail_alike_stop_the_launch(begun):
