@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from parallel.mesh import Axis
+from scaling.checkpoint_format import Piece
 from scaling.config import OptimizerConfig
 
 
@@ -75,7 +76,21 @@ class AdamW:
         self.storage.publish()
         return norm, *sums[1:]
 
-    def set_updates(self, count: int) -> None:
-        """Restore the number of updates made, after loading the moments."""
-        for updates in self._updates:
-            updates.fill_(count)
+    def pieces(self) -> list[Piece]:
+        """Weights and moments that this rank owns, as checkpoints know them."""
+        kinds = {
+            "weights": [weights for weights, _, _ in self.storage.segments()],
+            "exp_avg": self.exp_avg,
+            "exp_avg_sq": self.exp_avg_sq,
+        }
+        return [
+            Piece(f"{kind}/{name}", shard.shape, offset, tensor, shard.primary)
+            for kind, buffers in kinds.items()
+            for name, shard, offset, tensor in self.storage.owned_pieces(buffers)
+        ]
+
+    def resume(self, updates: int) -> None:
+        """Go on after so many updates, from what was loaded into `pieces`. Collective."""
+        for count in self._updates:
+            count.fill_(updates)
+        self.storage.publish()

@@ -57,7 +57,8 @@ class Case:
         return build_config(values, "parity")
 
 
-def _sizes(pp: int = 1, dp: int = 1, cp: int = 1, tp: int = 1, **options: Any) -> dict[str, Any]:
+def sizes(pp: int = 1, dp: int = 1, cp: int = 1, tp: int = 1, **options: Any) -> dict[str, Any]:
+    """The `parallel` section of a config."""
     names = ("pipeline", "data", "context", "tensor")
     return {f"{name}_parallel_size": size for name, size in zip(names, (pp, dp, cp, tp)) if size > 1} | options
 
@@ -65,56 +66,56 @@ def _sizes(pp: int = 1, dp: int = 1, cp: int = 1, tp: int = 1, **options: Any) -
 _TIED = {"tie_word_embeddings": True}
 CASES: tuple[Case, ...] = (
     # every axis alone
-    Case(_sizes(tp=2)),
-    Case(_sizes(tp=2, sequence_parallel=False)),
-    Case(_sizes(tp=4)),
-    Case(_sizes(dp=2)),
-    Case(_sizes(dp=4)),
-    Case(_sizes(dp=2, data_parallel_method="fsdp2")),
-    Case(_sizes(cp=2)),
-    Case(_sizes(cp=2, context_parallel_method="ulysses")),
-    Case(_sizes(cp=4)),
-    Case(_sizes(cp=4, context_parallel_method="ulysses")),
-    Case(_sizes(pp=2)),
-    Case(_sizes(pp=4)),
+    Case(sizes(tp=2)),
+    Case(sizes(tp=2, sequence_parallel=False)),
+    Case(sizes(tp=4)),
+    Case(sizes(dp=2)),
+    Case(sizes(dp=4)),
+    Case(sizes(dp=2, data_parallel_method="fsdp2")),
+    Case(sizes(cp=2)),
+    Case(sizes(cp=2, context_parallel_method="ulysses")),
+    Case(sizes(cp=4)),
+    Case(sizes(cp=4, context_parallel_method="ulysses")),
+    Case(sizes(pp=2)),
+    Case(sizes(pp=4)),
     # schedules, and splits by hand
-    Case(_sizes(pp=2, pipeline_schedule="gpipe")),
-    Case(_sizes(pp=2, pipeline_schedule="interleaved1f1b")),
-    Case(_sizes(pp=2, pipeline_schedule="zbv")),
-    Case(_sizes(pp=2, pipeline_schedule="dualpipev")),
-    Case(_sizes(pp=4, pipeline_schedule="gpipe"), {"micro_batch_size": 1}),
-    Case(_sizes(pp=2, pipeline_split=(1, 4))),
+    Case(sizes(pp=2, pipeline_schedule="gpipe")),
+    Case(sizes(pp=2, pipeline_schedule="interleaved1f1b")),
+    Case(sizes(pp=2, pipeline_schedule="zbv")),
+    Case(sizes(pp=2, pipeline_schedule="dualpipev")),
+    Case(sizes(pp=4, pipeline_schedule="gpipe"), {"micro_batch_size": 1}),
+    Case(sizes(pp=2, pipeline_split=(1, 4))),
     # pairs and triples
-    Case(_sizes(dp=2, tp=2)),
-    Case(_sizes(pp=2, tp=2)),
-    Case(_sizes(cp=2, tp=2)),
-    Case(_sizes(pp=2, dp=2)),
-    Case(_sizes(pp=2, cp=2)),
-    Case(_sizes(dp=2, cp=2)),
-    Case(_sizes(dp=2, tp=2, data_parallel_method="fsdp2")),
-    Case(_sizes(pp=2, dp=2, data_parallel_method="fsdp2")),
-    Case(_sizes(pp=2, tp=2, pipeline_schedule="zbv")),
-    Case(_sizes(pp=2, dp=2, pipeline_schedule="dualpipev"), {"micro_batch_size": 1}),
-    Case(_sizes(pp=2, dp=2, tp=2)),
-    Case(_sizes(dp=2, cp=2, tp=2)),
+    Case(sizes(dp=2, tp=2)),
+    Case(sizes(pp=2, tp=2)),
+    Case(sizes(cp=2, tp=2)),
+    Case(sizes(pp=2, dp=2)),
+    Case(sizes(pp=2, cp=2)),
+    Case(sizes(dp=2, cp=2)),
+    Case(sizes(dp=2, tp=2, data_parallel_method="fsdp2")),
+    Case(sizes(pp=2, dp=2, data_parallel_method="fsdp2")),
+    Case(sizes(pp=2, tp=2, pipeline_schedule="zbv")),
+    Case(sizes(pp=2, dp=2, pipeline_schedule="dualpipev"), {"micro_batch_size": 1}),
+    Case(sizes(pp=2, dp=2, tp=2)),
+    Case(sizes(dp=2, cp=2, tp=2)),
     # tied embeddings
-    Case(_sizes(tp=2), model=_TIED),
-    Case(_sizes(pp=2), model=_TIED),
-    Case(_sizes(pp=2, pipeline_schedule="zbv"), model=_TIED),
-    Case(_sizes(pp=2, tp=2), model=_TIED),
-    Case(_sizes(pp=2, dp=2, tp=2), model=_TIED),
-    Case(_sizes(dp=2, data_parallel_method="fsdp2"), model=_TIED),
-    Case(_sizes(pp=2, dp=2, data_parallel_method="fsdp2"), model=_TIED),
+    Case(sizes(tp=2), model=_TIED),
+    Case(sizes(pp=2), model=_TIED),
+    Case(sizes(pp=2, pipeline_schedule="zbv"), model=_TIED),
+    Case(sizes(pp=2, tp=2), model=_TIED),
+    Case(sizes(pp=2, dp=2, tp=2), model=_TIED),
+    Case(sizes(dp=2, data_parallel_method="fsdp2"), model=_TIED),
+    Case(sizes(pp=2, dp=2, data_parallel_method="fsdp2"), model=_TIED),
     # accumulation splits, and one key/value head for four ranks
-    Case(_sizes(dp=2), {"micro_batch_size": 4}),
-    Case(_sizes(dp=2), {"micro_batch_size": 1}),
-    Case(_sizes(tp=4, dp=2), model={"num_query_groups": 1}),
+    Case(sizes(dp=2), {"micro_batch_size": 4}),
+    Case(sizes(dp=2), {"micro_batch_size": 1}),
+    Case(sizes(tp=4, dp=2), model={"num_query_groups": 1}),
     # recomputation
-    Case(_sizes(tp=2), {"recompute_granularity": "selective"}),
-    Case(_sizes(tp=2), {"recompute_granularity": "full"}),
-    Case(_sizes(pp=2), {"recompute_granularity": "full"}),
-    Case(_sizes(cp=2), {"recompute_granularity": "full"}),
-    Case(_sizes(dp=2, data_parallel_method="fsdp2"), {"recompute_granularity": "selective"}),
+    Case(sizes(tp=2), {"recompute_granularity": "selective"}),
+    Case(sizes(tp=2), {"recompute_granularity": "full"}),
+    Case(sizes(pp=2), {"recompute_granularity": "full"}),
+    Case(sizes(cp=2), {"recompute_granularity": "full"}),
+    Case(sizes(dp=2, data_parallel_method="fsdp2"), {"recompute_granularity": "selective"}),
 )
 
 

@@ -20,7 +20,6 @@ from parallel.mesh import Mesh, build_mesh
 from parallel.watch import Watch
 from scaling import precision, telemetry
 from scaling.checkpoint import Checkpointer
-from scaling.checkpoint_format import Piece
 from scaling.config import RunConfig, load_config
 from scaling.data.corpus import PreparedCorpus, load_corpus
 from scaling.data.dataset import TrainBatches, validation_batch
@@ -195,7 +194,7 @@ class _Trainer:
         precision.apply(self.choice, config.execution)
         self.engine = Engine(config, self.device, self.choice.dtype, mesh)
         self.optimizer = AdamW(self.engine.storage, config.optimizer, mesh.world)
-        saved = self.checkpointer.load_latest(self._pieces(), _warn)
+        saved = self.checkpointer.load_latest(self.optimizer.pieces(), _warn)
         if saved is not None:
             self._restore(saved)
 
@@ -221,32 +220,17 @@ class _Trainer:
         write_json_atomically(self.run_dir / "choice.json", choice.model_dump())
         return choice
 
-    def _pieces(self) -> list[Piece]:
-        """What this rank owns of weights and moments, as checkpoints know it."""
-        storage, optimizer = self.engine.storage, self.optimizer
-        kinds = {
-            "weights": [weights for weights, _, _ in storage.segments()],
-            "exp_avg": optimizer.exp_avg,
-            "exp_avg_sq": optimizer.exp_avg_sq,
-        }
-        return [
-            Piece(f"{kind}/{name}", shard.shape, offset, tensor, shard.primary)
-            for kind, buffers in kinds.items()
-            for name, shard, offset, tensor in storage.owned_pieces(buffers)
-        ]
-
     def _restore(self, state: dict[str, Any]) -> None:
         if state["run_id"] != self.config.run_id:
             raise UserError(
                 f"{self.checkpointer.directory}: checkpoints belong to run {state['run_id']}, not {self.config.run_id}"
             )
         self.progress = Progress(**state["progress"])
-        self.optimizer.set_updates(self.progress.step)
-        self.engine.storage.publish()
+        self.optimizer.resume(self.progress.step)
 
     def _save(self, asynchronous: bool = False) -> None:
         state = {"run_id": self.config.run_id, "layout": str(self.config.parallel), "progress": vars(self.progress)}
-        self.checkpointer.save(self.progress.step, self._pieces(), state, asynchronous)
+        self.checkpointer.save(self.progress.step, self.optimizer.pieces(), state, asynchronous)
 
     def run(self, should_stop: Callable[[], bool], on_step: Callable[[dict[str, Any]], None]) -> RunRecord:
         """The loop; returns the record."""
