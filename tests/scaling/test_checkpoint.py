@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 import threading
@@ -224,23 +225,23 @@ def test_the_snapshot_is_one_buffer_used_again(tmp_path):
     assert same(loaded(tmp_path)[1], model(4))
 
 
-def test_one_save_is_under_way_at_a_time(tmp_path, monkeypatch):
-    """The second would overwrite the snapshot that the first is writing."""
-    write, second_began, overlapped = checkpoint_format.save_file, threading.Event(), []
+def test_a_save_waits_for_the_one_before_it(tmp_path, monkeypatch):
+    """It would overwrite the snapshot that is being written."""
+    write, second_returned = checkpoint_format.save_file, threading.Event()
 
     def save_file(*arguments) -> None:
-        if overlapped:
-            second_began.set()
-        else:
-            overlapped.append(second_began.wait(timeout=0.3))
+        second_returned.wait(timeout=0.3)
         write(*arguments)
 
     monkeypatch.setattr(checkpoint_format, "save_file", save_file)
     saver = checkpointer(tmp_path)
     saver.save(1, whole(model(1)), {}, asynchronous=True)
     saver.save(2, whole(model(2)), {}, asynchronous=True)
+    second_returned.set()
     saver.wait()
-    assert overlapped == [False] and steps(tmp_path) == [1, 2]
+    assert same(loaded(tmp_path)[1], model(2))
+    shutil.rmtree(tmp_path / "step-00000002")
+    assert same(loaded(tmp_path)[1], model(1))
 
 
 @pytest.mark.parametrize("next_call", ["wait", "save", "load_latest"])
