@@ -78,7 +78,7 @@ from scaling.config import load_config
 from scaling.train import train
 record = train(load_config(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
 causal = record.flops.causal / record.speed.seconds
-print(f"RESULT {record.parameters} {record.speed.seconds} {record.evaluation.loss} {causal} {record.speed.peak_flops} {record.kernels['matmul']}")
+print(f"RESULT {record.parameters} {record.speed.seconds} {record.evaluation.loss} {causal} {record.speed.peak_flops} {record.kernels['matmul']['backend']}")
 """
 
 

@@ -45,6 +45,15 @@ def cross_entropy(logits_MV: Tensor, targets_M: Tensor) -> Tensor:
     return F.cross_entropy(logits_MV.to(wide), targets_M, reduction="none")
 
 
+def wide_product(x_MD: Tensor, matrix_ND: Tensor) -> Tensor:
+    """x W^T in float32 at least: the logits, whose rounding to bfloat16 would bias a loss that laws are fitted to."""
+    if x_MD.dtype in (torch.float32, torch.float64):
+        return torch.mm(x_MD, matrix_ND.t())
+    if x_MD.is_cuda:
+        return torch.mm(x_MD, matrix_ND.t(), out_dtype=torch.float32)
+    return torch.mm(x_MD.float(), matrix_ND.float().t())
+
+
 def weight_gradient(main_grad_ND: Tensor, dy_MN: Tensor, x_MD: Tensor) -> None:
     """main_grad += dy^T x in main_grad's precision; here, a bfloat16 product is rounded once before it is added."""
     if dy_MN.dtype == main_grad_ND.dtype:

@@ -177,11 +177,9 @@ class FlatParameters:
             self.replica.wait(bucket.work)
             bucket.work = None
 
-    def squared_norm(self) -> Tensor:
-        """Sum of squares of the gradients that this rank stands for, a float64 scalar."""
-        parts = [self.grad[start:end] for start, end in self._counted]
-        norms = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in parts]
-        return torch.stack(norms).square_().sum() if norms else self.grad.new_zeros((), dtype=torch.float64)
+    def counted_gradients(self) -> list[Tensor]:
+        """The gradients that this rank stands for in the global norm."""
+        return [self.grad[start:end] for start, end in self._counted]
 
     def publish(self) -> None:
         """After an update of the owned segments: clear the gradients, hand the new weights to all replicas."""

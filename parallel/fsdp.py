@@ -52,11 +52,10 @@ class ShardedParameters:
         """Complete the gradients: those of which ranks of another axis hold parts are summed over it."""
         sum_partial(self.shards, {name: p.grad.to_local() for name, p in self._named.items()})
 
-    def squared_norm(self) -> Tensor:
-        """Sum of squares of the gradients that this rank stands for, a float64 scalar."""
-        parts = [p.grad.to_local() for name, p in self._named.items() if self.shards[name].primary]
-        norms = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in parts]
-        return torch.stack(norms).square_().sum() if norms else torch.zeros((), dtype=torch.float64)
+    def counted_gradients(self) -> list[Tensor]:
+        """The gradients that this rank stands for in the global norm."""
+        found = [p.grad.to_local() for name, p in self._named.items() if self.shards[name].primary]
+        return [gradient for gradient in found if gradient.numel()]
 
     def publish(self) -> None:
         """After an update: clear the gradients, and forget gathered weights, which are out of date."""

@@ -153,8 +153,10 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weights, targets: Tensor) -> Tensor:
-        logits = torch.mm(x, weights.matrix().t())
-        dtype = torch.promote_types(logits.dtype, torch.float32)
+        matrix = weights.matrix()
+        # not rounded to the factors' precision: a loss that laws are fitted to must not be
+        logits = torch.mm(x, matrix.t()) if matrix.dtype != torch.bfloat16 else torch.mm(x.float(), matrix.float().t())
+        dtype = logits.dtype
         p = torch.softmax(logits, -1, dtype=dtype)
         index = targets.reshape(-1, 1)
         p_target = p.gather(1, index)

@@ -53,6 +53,10 @@ class Kernels:
         return {operation: entry["backend"] for operation, entry in self.report.items()}
 
 
+#: torch's own, for models outside a run, where nothing is chosen or reported.
+UNCHECKED = Kernels({operation: getattr(backends, operation) for operation in OPERATIONS}, {})
+
+
 def _apex(extension: str, flag: str = "") -> Callable[[torch.device], str | None]:
     """Looks for one of apex's compiled modules; `flag` is what its build needs besides the usual ones."""
     build = (

@@ -20,9 +20,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
+from parallel import backends
 from parallel.data import FlatParameters, Shard
+from parallel.kernels import UNCHECKED, Kernels
 from parallel.mesh import Axis
 
 
@@ -45,8 +46,8 @@ class Region:
         later: None, or a list to which weight-gradient computations are put off (zero-bubble pipelines).
     """
 
-    def __init__(self, axis: Axis = Axis(), sequence_parallel: bool = False):
-        self.axis = axis
+    def __init__(self, axis: Axis = Axis(), sequence_parallel: bool = False, kernels: Kernels = UNCHECKED):
+        self.axis, self.kernels = axis, kernels
         self.sequence_parallel = sequence_parallel and axis.size > 1
         self.later: list[Callable[[], None]] | None = None
 
@@ -163,39 +164,32 @@ class Weights:
     def _add(self, dy: Tensor, x: Tensor) -> None:
         parts = dy.split([gradient.shape[0] for gradient in self._gradients], -1)
         for gradient, part in zip(self._gradients, parts):
-            add_weight_gradient(gradient, part, x)
-
-
-def add_weight_gradient(gradient: Tensor, dy: Tensor, x: Tensor) -> None:
-    """gradient [out, in] += dy^T x, accumulated in the gradient's own precision."""
-    if dy.dtype == gradient.dtype:
-        gradient.addmm_(dy.t(), x)
-    else:
-        gradient.add_(dy.t() @ x)
+            self.region.kernels["weight_gradient"](gradient, part, x)
 
 
 class _Column(torch.autograd.Function):
     """y = gather(x) W^T; dx = reduce(dy W), and meanwhile dW = dy^T gather(x), gathered anew to save its memory."""
 
     @staticmethod
-    def forward(ctx, weights: Weights, x: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx, weights: Weights, wide: bool, x: Tensor, *parameters: Tensor) -> Tensor:
         matrix = weights.matrix()
         x_low = x.to(matrix.dtype)
         ctx.save_for_backward(x_low, matrix)
         ctx.weights, ctx.dtype = weights, x.dtype
-        return torch.mm(weights.region.gather(x_low), matrix.t())
+        x_low = weights.region.gather(x_low)
+        return backends.wide_product(x_low, matrix) if wide else torch.mm(x_low, matrix.t())
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor):
         x, matrix = ctx.saved_tensors
-        region = ctx.weights.region
+        region, dy = ctx.weights.region, dy.to(matrix.dtype)
         x, gathering = region.start_gather(x)
         dx, reducing = region.start_reduce(torch.mm(dy, matrix))
         region.axis.wait(gathering)
         gradients = ctx.weights.add_gradient(dy, x)
         region.axis.wait(reducing)
-        return None, dx.to(ctx.dtype), *gradients
+        return None, None, dx.to(ctx.dtype), *gradients
 
 
 class _Row(torch.autograd.Function):
@@ -217,9 +211,12 @@ class _Row(torch.autograd.Function):
         return None, torch.mm(dy, matrix), *ctx.weights.add_gradient(dy, x)
 
 
-def column(x: Tensor, weights: Weights) -> Tensor:
-    """Column-parallel products: x [M or M/n, in] -> this rank's outputs [M, sum of out], biases added."""
-    y = _Column.apply(weights, x, *weights.parameters)
+def column(x: Tensor, weights: Weights, wide: bool = False) -> Tensor:
+    """Column-parallel products: x [M or M/n, in] -> this rank's outputs [M, sum of out], biases added.
+
+    `wide` outputs are float32 at least, not rounded to the precision of the factors.
+    """
+    y = _Column.apply(weights, wide, x, *weights.parameters)
     biases = [module.bias for module in weights.modules if hasattr(module, "bias")]
     return y + torch.cat(biases).to(y.dtype) if biases else y
 
@@ -286,8 +283,7 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx, weights: Weights, x: Tensor, targets_M: Tensor, start: int, weight: Tensor) -> Tensor:
         matrix, region = weights.matrix(), weights.region
         x_low = x.to(matrix.dtype)
-        logits = torch.mm(region.gather(x_low), matrix.t())
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = backends.wide_product(region.gather(x_low), matrix)
         largest = logits.amax(-1)
         region.axis.all_reduce(largest, dist.ReduceOp.MAX)
         logits.sub_(largest.unsqueeze(1))
@@ -320,10 +316,6 @@ class _CrossEntropy(torch.autograd.Function):
 
 def cross_entropy(x: Tensor, weights: Weights, targets_M: Tensor, start: int) -> Tensor:
     """Losses [M] in nats of x [M or M/n, D] against an output matrix whose rows from `start` on this rank holds."""
+    if weights.region.axis.size == 1:
+        return weights.region.kernels["cross_entropy"](column(x, weights, wide=True), targets_M)
     return _CrossEntropy.apply(weights, x, targets_M, start, *weights.parameters)
-
-
-def logits(x: Tensor, weights: Weights) -> Tensor:
-    """x W^T in float32 at least, [M, V]; for one tensor rank, as used to look at a model's predictions."""
-    found = F.linear(x, weights.matrix().to(x.dtype))
-    return found.to(torch.promote_types(found.dtype, torch.float32))

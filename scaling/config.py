@@ -163,6 +163,9 @@ class ExecutionConfig(_Frozen):
     keep_checkpoints: int = Field(2, ge=2, description="older ones are deleted; two, so that one may be damaged")
     log_interval: PositiveInt = Field(1, description="steps between lines of metrics.jsonl")
     evaluation_interval: PositiveInt | None = Field(None, description="steps between evaluations; default only at the end")
+    kernels: Literal["auto", "torch", "lab", "apex", "addmm"] | dict[str, str] = Field(
+        "auto", description="backend of the operations that have it, or of each by name; auto: the fastest that passes"
+    )
     deterministic: bool = Field(True, description="use deterministic kernels, so that resume is bit-exact")
 
 

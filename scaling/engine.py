@@ -6,6 +6,7 @@ from torch import Tensor
 
 from parallel.context import local_positions
 from parallel.data import FlatParameters
+from parallel.kernels import UNCHECKED, Kernels
 from parallel.mesh import Axis, Mesh
 from parallel.pipeline import Pipeline, split_layers, stage_ranges, stages_of
 from scaling.accounting import flops_per_token
@@ -45,7 +46,7 @@ def layers_of_stages(config: RunConfig) -> list[int]:
     return split_layers(per_layer, config.model.num_layers, 0.1 * per_layer, head, layout.num_stages)
 
 
-def build_stages(config: RunConfig, mesh: Mesh) -> dict[int, Transformer]:
+def build_stages(config: RunConfig, mesh: Mesh, kernels: Kernels) -> dict[int, Transformer]:
     """The recipe: this rank's part of the model, stage by stage, with its weights.
 
     Pipeline: which layers. Tensor, sequence and context: the modules cut themselves by `Place.mesh`. A tied
@@ -60,7 +61,7 @@ def build_stages(config: RunConfig, mesh: Mesh) -> dict[int, Transformer]:
     for stage in stages_of(layout, mesh.pipeline.rank):
         first, end = ranges[stage]
         granularity, length = config.execution.recompute_granularity, config.data.seq_length
-        place = Place(mesh, uses_sequence_parallel(config), first, end, tied, granularity, length)
+        place = Place(mesh, uses_sequence_parallel(config), first, end, tied, granularity, length, kernels)
         shared = stages[0].embedding if 0 in stages else None
         stages[stage] = Transformer(config.model, place, shared)
         initialise(stages[stage], config.model, config.seed)
@@ -76,9 +77,11 @@ class Engine:
         fused: names of the hand-written functions in use.
     """
 
-    def __init__(self, config: RunConfig, device: torch.device, dtype: str, mesh: Mesh | None = None):
+    def __init__(
+        self, config: RunConfig, device: torch.device, dtype: str, mesh: Mesh | None = None, kernels: Kernels = UNCHECKED
+    ):
         self.config, self.device, self.mesh = config, device, mesh or Mesh(config.parallel, device=device)
-        self.stages = build_stages(config, self.mesh)
+        self.stages = build_stages(config, self.mesh, kernels)
         modules = list(self.stages.values())
         for module in modules:
             module.to(device, torch.float64 if dtype == "float64" else torch.float32)

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from parallel import context, functions, tensor
 from parallel.data import FlatParameters, Ready, Shard
+from parallel.kernels import UNCHECKED, Kernels
 from parallel.mesh import Axis, Mesh
 from parallel.recompute import recompute
 from parallel.tensor import Embedding, Linear, Region, Weights, column, piece, replicated, row
@@ -36,6 +37,7 @@ class Place:
         tied: the ranks at the two ends of a pipeline that both hold a tied embedding.
         recompute_granularity: what is computed anew in the backward pass instead of kept.
         seq_length: of the whole sequences; a first stage can tell it from its ids.
+        kernels: what computes norms, attention and so on.
     """
 
     mesh: Mesh = Mesh()
@@ -45,39 +47,42 @@ class Place:
     tied: Axis = Axis()
     recompute_granularity: str = "none"
     seq_length: int | None = None
+    kernels: Kernels = UNCHECKED
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + epsilon) * weight over the last axis."""
+    """x / sqrt(mean(x^2) + epsilon) * weight over the last axis, in float32 at least, handed on in `dtype`."""
 
-    def __init__(self, size: int, epsilon: float, shard: Shard | None = None):
+    def __init__(self, size: int, epsilon: float, kernels: Kernels, shard: Shard | None = None):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
         self.shards = {"weight": shard}
-        self.epsilon = epsilon
-        self.fused_dtype: torch.dtype | None = None
+        self.epsilon, self.kernels = epsilon, kernels
+        self.dtype: torch.dtype | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.fused_dtype is not None:
-            return functions.RMSNorm.apply(x, self.weight, self.weight.grad, self.epsilon, self.fused_dtype)
-        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.epsilon)
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        return self.kernels["rms_norm"](x, self.weight.to(x.dtype), self.epsilon, self.dtype or x.dtype)
 
 
 class LayerNorm(nn.LayerNorm):
-    """nn.LayerNorm in the precision of its input, whatever that of its weights."""
+    """(x - mean) / sqrt(variance + epsilon), times weight plus bias if there are any, in float32 at least."""
+
+    kernels: Kernels
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = (None if p is None else p.to(x.dtype) for p in (self.weight, self.bias))
-        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+        if self.weight is None:
+            return F.layer_norm(x, self.normalized_shape, eps=self.eps)
+        return self.kernels["layer_norm"](x, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps, x.dtype)
 
 
 def _norm(config: ModelConfig, region: Region) -> nn.Module:
     shard = replicated((config.hidden_size,), region)
     if config.normalization == "rmsnorm":
-        return RMSNorm(config.hidden_size, config.norm_epsilon, shard)
+        return RMSNorm(config.hidden_size, config.norm_epsilon, region.kernels, shard)
     affine = config.normalization == "layernorm"
     norm = LayerNorm(config.hidden_size, eps=config.norm_epsilon, elementwise_affine=affine)
-    norm.shards = {"weight": shard, "bias": shard}
+    norm.shards, norm.kernels = {"weight": shard, "bias": shard}, region.kernels
     return norm
 
 
@@ -168,12 +173,13 @@ class Attention(nn.Module):
         self.output = Linear(hidden, heads * size, 1, axis.rank * length, length, region, bias)
         if config.qk_norm:
             shard = Shard((size,), partial=axis if axis.size > 1 else None, primary=axis.rank == 0)
-            self.query_norm = RMSNorm(size, config.norm_epsilon, shard)
-            self.key_norm = RMSNorm(size, config.norm_epsilon, shard)
+            self.query_norm = RMSNorm(size, config.norm_epsilon, region.kernels, shard)
+            self.key_norm = RMSNorm(size, config.norm_epsilon, region.kernels, shard)
         if config.position_embedding == "relative":
             self.relative = RelativePosition(config, axis)
         self.qkv = Weights([self.query, self.key, self.value], region)
         self.out = Weights([self.output], region)
+        self.scores = region.kernels["attention"]
         self.fused = False
 
     def forward(self, x: Tensor, tables: "Tables") -> Tensor:
@@ -201,6 +207,8 @@ class Attention(nn.Module):
             q = q + self.relative.content_bias[:, None].to(q.dtype)
             grouped = self.groups != self.heads
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), enable_gqa=grouped)
+        elif self.context.size == 1:
+            out = self.scores(q, k, v)
         else:
             out = context.attention(q, k, v, self.context, self.method)
         return out.transpose(1, 2).reshape(qkv_MC.shape[0], -1)
@@ -281,7 +289,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config, self.place = config, place
         tensor_axis = place.mesh.tensor
-        self.region = Region(tensor_axis, place.sequence_parallel)
+        self.region = Region(tensor_axis, place.sequence_parallel, place.kernels)
         end = config.num_layers if place.end_layer is None else place.end_layer
         self.is_first, self.is_last = place.first_layer == 0, end == config.num_layers
         tied = config.tie_word_embeddings
@@ -328,10 +336,9 @@ class Transformer(nn.Module):
             norms.append(self.final_norm)
             self.fused_head = fuse and self.region.axis.size == 1
             fused |= {"linear_cross_entropy"} if self.fused_head else set()
-        if fuse and self.config.normalization == "rmsnorm":
+        if self.config.normalization == "rmsnorm":
             for norm in norms:
-                norm.fused_dtype = dtype
-            fused.add("rmsnorm")
+                norm.dtype = dtype
         return sorted(fused)
 
     def hidden(self, x: Tensor) -> Tensor:
@@ -378,4 +385,4 @@ class Transformer(nn.Module):
 
     def logits(self, ids_BT: Tensor) -> Tensor:
         """Logits [B, T, V] in float32 (float64 for a float64 model), of a model that is whole on this rank."""
-        return tensor.logits(self.hidden(ids_BT), self.head).view(*ids_BT.shape, -1)
+        return column(self.hidden(ids_BT), self.head, wide=True).view(*ids_BT.shape, -1)

@@ -2,8 +2,8 @@
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 
+from parallel.kernels import UNCHECKED, Kernels
 from parallel.mesh import Axis
 from scaling.checkpoint_format import Piece
 from scaling.config import OptimizerConfig
@@ -12,19 +12,16 @@ from scaling.config import OptimizerConfig
 class AdamW:
     """Decoupled weight decay (Loshchilov & Hutter, 2019) on matrices, none on vectors.
 
-    torch's functional form, because constructing a torch.optim.Optimizer imports torch's compiler, which
-    takes longer than training the smallest cells of a sweep.
-
     Args:
-        storage: has `segments()`, (weights, gradients, decay) that this rank owns and updates, `squared_norm()`
-            of the gradients that it stands for, and `publish()`, which clears gradients and spreads the weights.
+        storage: has `segments()`, (weights, gradients, decay) that this rank owns and updates, `counted_gradients()`,
+            those that it stands for in the norm, and `publish()`, which clears gradients and spreads the weights.
 
     Attributes:
         exp_avg, exp_avg_sq: first and second moments, one tensor for each segment.
     """
 
-    def __init__(self, storage, config: OptimizerConfig, world: Axis = Axis()):
-        self.storage, self.config, self.world = storage, config, world
+    def __init__(self, storage, config: OptimizerConfig, world: Axis = Axis(), kernels: Kernels = UNCHECKED):
+        self.storage, self.config, self.world, self.kernels = storage, config, world, kernels
         owned = [weights for weights, _, _ in storage.segments()]
         self.exp_avg = [torch.zeros_like(weights) for weights in owned]
         self.exp_avg_sq = [torch.zeros_like(weights) for weights in owned]
@@ -39,40 +36,36 @@ class AdamW:
         returned value. Collective.
         """
         config = self.config
-        parts = [self.storage.squared_norm(), *to_sum]
-        sums = torch.stack([part.double() for part in parts])
+        gradients = self.storage.counted_gradients()
+        zero = torch.zeros((), dtype=torch.float64, device=self._updates[0].device)
+        squares = self.kernels["gradient_norm"](gradients).square() if gradients else zero
+        sums = torch.stack([squares, *(part.double() for part in to_sum)])
         self.world.all_reduce(sums)
         norm = sums[0].sqrt()
         segments = self.storage.segments()
-        # the fused kernel divides gradients by grad_scale, and does nothing when found_inf is 1
-        scale = (norm / config.clip_grad).clamp_(min=1.0) if config.clip_grad else None
-        if scale is not None and segments[0][0].dtype == torch.float64:  # the kernel knows float32 scales only
-            for _, gradients, _ in segments:
-                gradients.div_(scale)
-            scale = None
-        found_inf = (~torch.isfinite(norm)).float()
+        scale = torch.ones_like(norm)  # gradients are divided by it
+        if config.clip_grad:
+            scale = (norm / config.clip_grad).clamp_(min=1.0)
+        if segments[0][0].dtype == torch.float64:  # the fused update knows float32 scales only
+            self.kernels["gradient_scaling"]([gradients for _, gradients, _ in segments], 1.0 / scale)
+            scale = torch.ones_like(norm)
         for decays in (True, False):
             chosen = [index for index, (_, _, decay) in enumerate(segments) if decay == decays]
-            if not chosen:
-                continue
-            adamw(
-                [segments[index][0] for index in chosen],
-                [segments[index][1] for index in chosen],
-                [self.exp_avg[index] for index in chosen],
-                [self.exp_avg_sq[index] for index in chosen],
-                [],
-                [self._updates[index] for index in chosen],
-                fused=True,
-                grad_scale=None if scale is None else scale.float(),
-                found_inf=found_inf,
-                amsgrad=False,
-                beta1=config.beta1,
-                beta2=config.beta2,
-                lr=learning_rate,
-                weight_decay=config.weight_decay if decays else 0.0,
-                eps=config.epsilon,
-                maximize=False,
-            )
+            if chosen:
+                self.kernels["adamw"](
+                    [segments[index][0] for index in chosen],
+                    [segments[index][1] for index in chosen],
+                    [self.exp_avg[index] for index in chosen],
+                    [self.exp_avg_sq[index] for index in chosen],
+                    [self._updates[index] for index in chosen],
+                    lr=learning_rate,
+                    beta1=config.beta1,
+                    beta2=config.beta2,
+                    eps=config.epsilon,
+                    weight_decay=config.weight_decay if decays else 0.0,
+                    grad_scale=scale.float(),
+                    found_inf=(~torch.isfinite(norm)).float(),
+                )
         self.storage.publish()
         return norm, *sums[1:]
 

@@ -12,7 +12,7 @@ from typing import Any, Callable
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from parallel import matmul
+from parallel import kernels, matmul
 from scaling.config import ExecutionConfig
 from scaling.errors import UserError
 
@@ -34,6 +34,8 @@ class Choice(BaseModel):
     dtype: str
     matmul: str
     reason: str
+    #: Operation -> backend, as parallel.kernels chose.
+    kernels: dict[str, str] = {}
 
 
 def pick_device(execution: ExecutionConfig) -> torch.device:
@@ -79,6 +81,25 @@ def choose(execution: ExecutionConfig, device: torch.device, hidden_size: int, a
         matmul=library,
         reason=f"{dtype} {asked}; matrix products in GFLOP/s here: {shown} (float32 unless named)",
     )
+
+
+def choose_kernels(
+    execution: ExecutionConfig, device: torch.device, dtype: str, kept: dict[str, str], warn: Callable[[str], None]
+) -> kernels.Kernels:
+    """What computes norms, attention and so on: as `kept` from the start of the run, or chosen now.
+
+    Raises UserError for a demanded backend that is absent or wrong.
+    """
+    precision = getattr(torch, dtype)
+    if kept:
+        try:
+            return kernels.choose(device, precision, kept, warn=warn)
+        except ValueError as error:
+            warn(f"{error}: choosing anew, so the run goes on to rounding, not to the bit")
+    try:
+        return kernels.choose(device, precision, execution.kernels, warn=warn)
+    except ValueError as error:
+        raise UserError(f"execution.{error}") from None
 
 
 def still_possible(choice: Choice, execution: ExecutionConfig, device: torch.device) -> bool:

@@ -87,7 +87,9 @@ class RunRecord(_Section):
     train_loss: float | None = Field(description="mean over the last 5 % of steps, nats per token")
     evaluation: Evaluation | None = Field(description="null unless finished")
     speed: Speed
-    kernels: dict[str, str] = Field(default_factory=dict, description="operation -> backend used")
+    kernels: dict[str, Any] = Field(
+        default_factory=dict, description="operation -> {backend, max_relative_error, reason, refused}"
+    )
     versions: dict[str, str] = Field(default_factory=dict)
     host: str
     attempts: int = Field(1, description="processes that worked on this run; above 1 it was resumed")

@@ -4,7 +4,7 @@ import math
 import platform
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -32,7 +32,6 @@ def summarise(
     done = progress.step / config.train_steps
     flops = flops.model_copy(update={name: value * done for name, value in flops.model_dump().items()})
     ranks = config.parallel.world_size
-    peak, peak_source = telemetry.peak_flops(trainer.choice.dtype, device)
     devices = ranks * (trainer.threads if device.type == "cpu" else 1)
     count = parameter_count(config.model)
     per_second = progress.seconds or math.nan
@@ -47,18 +46,28 @@ def summarise(
         num_threads=trainer.threads if device.type == "cpu" else None,
         seconds=progress.seconds,
         tokens_per_second=tokens / per_second,
-        mfu_causal=flops.causal / per_second / (peak * ranks),
-        mfu_full=flops.full / per_second / (peak * ranks),
-        peak_flops=peak * ranks,
-        peak_flops_source=peak_source + (f", times {ranks} ranks" if ranks > 1 else ""),
+        mfu_causal=flops.causal / per_second / trainer.peak_of_all,
+        mfu_full=flops.full / per_second / trainer.peak_of_all,
+        peak_flops=trainer.peak_of_all,
+        peak_flops_source=trainer.peak_source + (f", times {ranks} ranks" if ranks > 1 else ""),
         peak_memory_bytes=int(memory),
         energy_joules=float(joules) or None,
         energy_source=energy.source,
         device_hours=progress.seconds * devices / 3600,
+        host_peak_memory_bytes=telemetry.host_peak_memory_bytes(),
+        host_available_memory_bytes=telemetry.host_available_memory_bytes(),
+        step_split=trainer.timer.reason,
+        **trainer.timer.split(mesh.world),
+        **trainer.sampler.summary(),
     )
-    backends = {"matmul": trainer.choice.matmul} | {name: "scaling-lab" for name in trainer.engine.fused}
+    used: dict[str, Any] = {"matmul": {"backend": trainer.choice.matmul}}
     if device.type == "cpu" and trainer.choice.dtype == "float32":
-        backends["matmul_max_relative_error"] = f"{matmul.matmul_error():.2e}"
+        used["matmul"]["max_relative_error"] = matmul.matmul_error()
+    # an operation that a hand-written function has swallowed is not computed by its own backend
+    swallowed = {"attention": "attention", "linear_cross_entropy": "cross_entropy"}
+    for name in trainer.engine.fused:
+        used[swallowed.get(name, name)] = {"backend": "lab", "reason": f"hand-written {name} (parallel/functions.py)"}
+    used |= {name: entry for name, entry in trainer.kernels.report.items() if name not in used}
     return RunRecord(
         run_id=config.run_id,
         status="diverged" if reason else "finished",
@@ -73,7 +82,7 @@ def summarise(
         train_loss=progress.tail_loss_sum / progress.tail_steps if progress.tail_steps and not reason else None,
         evaluation=evaluation,
         speed=speed,
-        kernels=backends,
+        kernels=used,
         versions=telemetry.versions(),
         host=platform.node(),
         attempts=_attempts(trainer.run_dir),

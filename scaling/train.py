@@ -16,9 +16,12 @@ from typing import Any, Callable, TypeVar
 import torch
 import torch.distributed as dist
 
+from parallel.kernels import Kernels
 from parallel.mesh import Mesh, build_mesh
+from parallel.timing import StepTimer
 from parallel.watch import Watch
 from scaling import precision, telemetry
+from scaling.accounting import flops_per_token
 from scaling.checkpoint import Checkpointer
 from scaling.config import RunConfig, load_config
 from scaling.data.corpus import PreparedCorpus, load_corpus
@@ -133,7 +136,9 @@ def train(
     """
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     check_layout(config, ranks)
-    mesh = build_mesh(config.parallel, precision.pick_device(config.execution))
+    device = precision.pick_device(config.execution)
+    timer = StepTimer(device)
+    mesh = build_mesh(config.parallel, device, timer.communication)
     try:
         finished = _from_first(mesh, read_record(run_dir))
         if finished is not None:
@@ -142,7 +147,7 @@ def train(
             return finished
         corpus = load_corpus(corpus_dir)
         _check(config, corpus)
-        return _train(config, run_dir, corpus, mesh, should_stop or (lambda: False), on_step or (lambda entry: None))
+        return _train(config, run_dir, corpus, mesh, timer, should_stop or (lambda: False), on_step or (lambda entry: None))
     finally:
         mesh.close()
 
@@ -152,6 +157,7 @@ def _train(
     run_dir: Path,
     corpus: PreparedCorpus,
     mesh: Mesh,
+    timer: StepTimer,
     should_stop: Callable[[], bool],
     on_step: Callable[[dict[str, Any]], None],
 ) -> RunRecord:
@@ -166,9 +172,9 @@ def _train(
             world_size=mesh.world.size,
             store=store,
             file=heartbeat,
-            orderly=(Interrupted, UserError),
+            orderly=(Interrupted,),
         ) as watch:
-            record = _Trainer(config, run_dir, corpus, mesh, watch).run(should_stop, on_step)
+            record = _Trainer(config, run_dir, corpus, mesh, watch, timer).run(should_stop, on_step)
             if mesh.rank == 0:
                 write_record(run_dir, record)
     except OSError as error:
@@ -180,9 +186,11 @@ def _train(
 
 
 class _Trainer:
-    def __init__(self, config: RunConfig, run_dir: Path, corpus: PreparedCorpus, mesh: Mesh, watch: Watch):
-        self.config, self.run_dir, self.corpus, self.mesh, self.watch = config, run_dir, corpus, mesh, watch
-        self.device = mesh.device
+    def __init__(
+        self, config: RunConfig, run_dir: Path, corpus: PreparedCorpus, mesh: Mesh, watch: Watch, timer: StepTimer
+    ):
+        self.config, self.run_dir, self.corpus, self.mesh = config, run_dir, corpus, mesh
+        self.device, self.watch, self.timer = mesh.device, watch, timer
         self.threads = _threads(config.execution.num_threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         torch.set_num_threads(self.threads)
         self.batches = TrainBatches(corpus, config.data.seq_length, config.seed, config.global_batch_size)
@@ -192,8 +200,14 @@ class _Trainer:
         first = mesh.rank == 0
         self.choice = _from_first(mesh, (self._kept_choice() or self._new_choice()) if first else None)
         precision.apply(self.choice, config.execution)
-        self.engine = Engine(config, self.device, self.choice.dtype, mesh)
-        self.optimizer = AdamW(self.engine.storage, config.optimizer, mesh.world)
+        self.kernels = self._choose_kernels()
+        self.engine = Engine(config, self.device, self.choice.dtype, mesh, self.kernels)
+        self.optimizer = AdamW(self.engine.storage, config.optimizer, mesh.world, self.kernels)
+        self.peak, self.peak_source = _from_first(mesh, telemetry.peak_flops(self.choice.dtype, self.device))
+        self.peak_of_all = self.peak * mesh.world.size
+        model, length = config.model, config.data.seq_length
+        self.flops_per_token = {name: flops_per_token(model, length, name) for name in ("causal", "full")}
+        self.sampler = telemetry.GpuSampler(telemetry.Gpu(self.device))
         saved = self.checkpointer.load_latest(self.optimizer.pieces(), _warn)
         if saved is not None:
             self._restore(saved)
@@ -216,9 +230,20 @@ class _Trainer:
     def _new_choice(self) -> precision.Choice:
         config = self.config
         fused = fusing(config, self.device) and attention_fusable(config.model)
-        choice = precision.choose(config.execution, self.device, config.model.hidden_size, fused)
-        write_json_atomically(self.run_dir / "choice.json", choice.model_dump())
-        return choice
+        return precision.choose(config.execution, self.device, config.model.hidden_size, fused)
+
+    def _choose_kernels(self) -> Kernels:
+        """Rank 0 chooses, as at the start of the run if it can; the others do as it does."""
+        execution, kept = self.config.execution, self.choice.kernels
+        if self.config.parallel.data_parallel_method == "fsdp2":  # the others need a flat gradient to add to
+            kept = {"rms_norm": "torch", "layer_norm": "torch"} | kept
+        chosen = None
+        if self.mesh.rank == 0:
+            chosen = precision.choose_kernels(execution, self.device, self.choice.dtype, kept, _warn)
+            self.choice = self.choice.model_copy(update={"kernels": chosen.backends()})
+            write_json_atomically(self.run_dir / "choice.json", self.choice.model_dump())
+        self.choice = _from_first(self.mesh, self.choice)
+        return chosen or precision.choose_kernels(execution, self.device, self.choice.dtype, self.choice.kernels, _warn)
 
     def _restore(self, state: dict[str, Any]) -> None:
         if state["run_id"] != self.config.run_id:
@@ -245,6 +270,7 @@ class _Trainer:
         if evaluation is not None and not math.isfinite(evaluation.loss):
             evaluation, reason = None, f"validation loss {evaluation.loss} after the last step"
         self.checkpointer.wait()
+        self.sampler.close()
         if metrics is not None:
             metrics.close()
         record = summarise(self, evaluation, reason, energy)
@@ -279,10 +305,12 @@ class _Trainer:
             if wishes[1]:
                 save(asynchronous=self.mesh.world.size > 1)
                 saved = time.perf_counter()
+            self.timer.begin_step()
             rate = learning_rate(config, progress.step)
             loss = engine.forward_backward(self.batches.batch(progress.step))
             due = bool(interval) and self.mesh.rank == 0 and time.perf_counter() - saved > interval
             norm, loss, *wishes = self.optimizer.step(rate, loss, *self._wishes(should_stop(), due))
+            self.timer.end_step()
             progress.step += 1
             step = self.watch.step = progress.step
             if step > tail_from:
@@ -290,15 +318,20 @@ class _Trainer:
                 progress.tail_steps += 1
             now = time.perf_counter()
             if step % config.execution.log_interval == 0 or step == config.train_steps:
+                per_second = (step - logged_step) * config.tokens_per_step / (now - logged)
                 entry = {
                     "step": step,
                     "tokens": step * config.tokens_per_step,
                     "loss": float(loss),
                     "grad_norm": float(norm),
                     "learning_rate": rate,
-                    "tokens_per_second": (step - logged_step) * config.tokens_per_step / (now - logged),
+                    "tokens_per_second": per_second,
+                    "mfu_causal": per_second * self.flops_per_token["causal"] / self.peak_of_all,
+                    "mfu_full": per_second * self.flops_per_token["full"] / self.peak_of_all,
                     "seconds": before + now - start,
                 }
+                if self.device.type == "cuda":
+                    entry |= self.sampler.read()
                 logged, logged_step = now, step
                 if not (math.isfinite(entry["loss"]) and math.isfinite(entry["grad_norm"])):
                     mark()

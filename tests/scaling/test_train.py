@@ -234,7 +234,8 @@ def test_precision_left_to_measurement_says_what_it_measured(run_values, corpus,
     run_values["execution"]["dtype"] = "auto"
     record = train(build_config(run_values, "test"), tmp_path / "run", corpus.path)
     assert re.search(r"torch \d+.*bfloat16 \d+", record.speed.dtype_reason)
-    assert float(record.kernels.get("matmul_max_relative_error", 0)) < 2e-5
+    assert record.kernels["matmul"]["max_relative_error"] < 2e-5
+    assert record.kernels["rms_norm"]["max_relative_error"] < 1e-5
 
 
 def test_a_diverged_run_says_where_and_has_no_loss(run_values, corpus, tmp_path):
