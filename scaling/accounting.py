@@ -112,7 +112,9 @@ def parameter_count(model: ModelConfig) -> ParameterCount:
     return ParameterCount(total=total, non_embedding=total - embedding, embedding=embedding, active=total)
 
 
-def flops_per_token(model: ModelConfig, seq_length: int, convention: FlopConvention) -> int:
+def flops_per_token(
+    model: ModelConfig, seq_length: int, convention: FlopConvention, recompute_granularity: str = "none"
+) -> int:
     """Training FLOPs (forward and backward) for one token of a sequence of `seq_length` tokens.
 
     A multiply-add is 2 FLOPs and the backward pass does twice the forward pass's work, hence 6 per
@@ -126,8 +128,8 @@ def flops_per_token(model: ModelConfig, seq_length: int, convention: FlopConvent
         input embeddings costs nothing; the logits are counted once, tied or not.
     `causal`: as `full` with half the attention, 6 instead of 12: the part that a causal mask leaves
         (what Megatron-LM and MaxText report today; both used `full` before).
-    `hardware`: `full` plus what activation recomputation does again. Nothing is recomputed by this
-        trainer, so it equals `full`.
+    `hardware`: `full` plus what activation recomputation does again (Korthikanti et al. 2022, section 5):
+        with `recompute_granularity` selective the forward pass of the attention, with full that of all layers.
 
     `relative` positions cost one more product of scores (queries with projected sinusoids), so the
     12 is 18 and the 6 is 9. The sinusoids are projected once per micro-batch, not per token, which is
@@ -145,7 +147,12 @@ def flops_per_token(model: ModelConfig, seq_length: int, convention: FlopConvent
     attention = 6 * score_products * model.num_layers * model.num_attention_heads * model.kv_channels * seq_length
     if convention == "causal":
         attention //= 2
-    return 6 * _matrix_weights(model) + attention
+    flops = 6 * _matrix_weights(model) + attention
+    if convention == "hardware" and recompute_granularity != "none":
+        layers = 6 * (_matrix_weights(model) - model.vocab_size * model.hidden_size)
+        again = attention + (layers if recompute_granularity == "full" else 0)
+        flops += again // 3  # a forward pass is a third of forward and backward
+    return flops
 
 
 def _matrix_weights(model: ModelConfig) -> int:
@@ -160,5 +167,6 @@ def _matrix_weights(model: ModelConfig) -> int:
 
 def training_flops(config: RunConfig) -> Flops:
     """FLOPs of the whole run (all tokens, repeats included) under the four conventions; see `flops_per_token`."""
-    per_token = {name: flops_per_token(config.model, config.data.seq_length, name) for name in FLOP_CONVENTIONS}
+    model, length, again = config.model, config.data.seq_length, config.execution.recompute_granularity
+    per_token = {name: flops_per_token(model, length, name, again) for name in FLOP_CONVENTIONS}
     return Flops(**{name: float(flops * config.tokens) for name, flops in per_token.items()})
