@@ -7,6 +7,8 @@ Imports torch for teams of two and more only.
 
 import json
 import os
+import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -21,7 +23,10 @@ from scaling.record import write_json_atomically
 
 #: Nodes of one job may start minutes apart, and read Python from a slow disk.
 _PATIENCE = timedelta(minutes=10)
+_GRACE = timedelta(seconds=5)
 _POLL_SECONDS = 0.05
+#: Exit code of a rank whose rank 0 is gone; as in parallel.watch.
+EXIT_ALONE = 70
 
 
 class Team:
@@ -32,6 +37,10 @@ class Team:
         self.size = size
         self._store = store
         self._shared = 0
+        if rank:
+            # a clone: a client whose thread waits for a key keeps all other threads waiting too
+            self._watching = threading.Thread(target=self._end_without_first, args=(store.clone(),), daemon=True)
+            self._watching.start()
 
     def share(self, value: Any = None) -> Any:
         """Rank 0's value (plain data) on every rank; the others wait for it. Collective."""
@@ -44,23 +53,45 @@ class Team:
             return value
         return json.loads(self._store.get(key))
 
-    @contextmanager
-    def connected(self) -> Iterator[None]:
-        """A context in which all ranks have one process group, to train cell after cell in. Collective."""
-        if self.size == 1:
-            yield
-            return
-        import torch.distributed
+    def connect(self) -> None:
+        """Join the process group of all ranks, in which they train cell after cell. Collective."""
+        if self.size > 1:
+            from parallel.mesh import connect
 
-        from parallel.mesh import connect
+            connect(_PATIENCE.total_seconds())
 
-        connect(_PATIENCE.total_seconds())
-        yield
-        torch.distributed.destroy_process_group()
+    def leave(self) -> None:
+        """End together: the store, which lives in rank 0, must outlive the others' last question. Collective."""
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        if self.rank == 0:
+            self._store.set("over", "yes")
+            with suppress(dist.DistError):  # of one that died on its way out
+                self._store.wait([f"left/{rank}" for rank in range(1, self.size)], _GRACE)
+        else:
+            self._watching.join()
+            self._store.set(f"left/{self.rank}", "yes")
+
+    def _end_without_first(self, store: Any) -> None:
+        """Wait until rank 0 says that all is over; end this process when rank 0 dies instead.
+
+        While a cell trains, parallel.watch sees to that and can say more; this is for the time before and between.
+        """
+        from torch.distributed import DistError
+
+        try:
+            store.wait(["over"], timedelta(days=365))
+        except DistError:
+            time.sleep(_GRACE.total_seconds())
+            print(f"rank {self.rank} stops: rank 0 of its job has ended", file=sys.stderr, flush=True)
+            os._exit(EXIT_ALONE)
 
 
-def form_team(environment: submitit.JobEnvironment, directory: Path) -> Team:
-    """This process's team: all tasks of its Submitit job. Collective.
+@contextmanager
+def team_of(environment: submitit.JobEnvironment, directory: Path) -> Iterator[Team]:
+    """This process's team while the context lasts: all tasks of its Submitit job. Collective.
 
     `directory`, which all nodes share, gets a file for the time that the ranks need to find each other. Sets
     torchrun's variables. Raises TimeoutError when rank 0 cannot be found.
@@ -69,16 +100,19 @@ def form_team(environment: submitit.JobEnvironment, directory: Path) -> Team:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(environment.local_rank)}
     os.environ["LOCAL_WORLD_SIZE"] = str(size // environment.num_nodes)
     if size == 1:
-        return Team()
+        yield Team()
+        return
     path = directory / f"{environment.job_id}_store.json"
     host = "127.0.0.1" if environment.num_nodes == 1 else environment.hostnames[0]
-    store, port = _open_store(path, host, size) if rank == 0 else _find_store(path, rank)
+    store = _open_store(path, host, size) if rank == 0 else _find_store(path, rank)
     # torch's own rendezvous then joins this store instead of opening one
-    os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    return Team(rank, size, store)
+    os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    team = Team(rank, size, store)
+    yield team
+    team.leave()
 
 
-def _open_store(path: Path, host: str, size: int) -> tuple[Any, int]:
+def _open_store(path: Path, host: str, size: int) -> Any:
     from torch.distributed import TCPStore
 
     store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=_PATIENCE)
@@ -87,10 +121,10 @@ def _open_store(path: Path, host: str, size: int) -> tuple[Any, int]:
     write_json_atomically(path, {"host": host, "port": store.port, "token": token})
     store.wait([f"joined/{rank}" for rank in range(1, size)])
     path.unlink()
-    return store, store.port
+    return store
 
 
-def _find_store(path: Path, rank: int) -> tuple[Any, int]:
+def _find_store(path: Path, rank: int) -> Any:
     from torch.distributed import DistError, TCPStore
 
     deadline = time.monotonic() + _PATIENCE.total_seconds()
@@ -102,6 +136,6 @@ def _find_store(path: Path, rank: int) -> tuple[Any, int]:
             if store.check([found["token"]]):
                 store.set_timeout(_PATIENCE)
                 store.set(f"joined/{rank}", "here")
-                return store, found["port"]
+                return store
         time.sleep(_POLL_SECONDS)
     raise TimeoutError(f"rank {rank} did not find rank 0 of its job within {_PATIENCE}: see rank 0's log")

@@ -29,7 +29,7 @@ from sweeps.attempts import OUT_OF_MEMORY, end_attempt, given_up, read_attempts,
 from sweeps.layouts import layout_to_try, roomier, settings
 from sweeps.locks import FileLock, acquire, acquire_several
 from sweeps.plan import PlannedCell, read_plan
-from sweeps.team import Team, form_team
+from sweeps.team import Team, team_of
 
 ERROR_FILE = "error.log"
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -67,44 +67,54 @@ def _work(assignment: Assignment, stop: Callable[[], bool]) -> list[str]:
     environment = submitit.JobEnvironment()
     for variable in _THREAD_VARIABLES:
         os.environ[variable] = str(assignment.num_threads)
-    team = form_team(environment, assignment.sweep_dir / "submitit")
     me = {
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "executor": environment.cluster,
         "job": environment.job_id,
         "launch": assignment.launch,
-        "ranks": team.size,
+        "ranks": environment.num_tasks,
         "started_at": _now(),
     }
-    paths = slot_paths(assignment.sweep_dir, assignment.slots)
-    contents = [{**me, "rank": rank, "run_id": None} for rank in range(team.size)]
-    slots = acquire_several(paths, contents) if team.rank == 0 else None
-    taken = team.share(slots and [paths.index(slot.path) for slot in slots])
-    if taken is None:
-        return []
-    if assignment.devices:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(assignment.devices[index] for index in taken)
-    import scaling.train  # noqa: F401  torch reads the variables above when it comes in, before the first cell is claimed
+    with team_of(environment, assignment.sweep_dir / "submitit") as team:
+        paths = slot_paths(assignment.sweep_dir, assignment.slots)
+        contents = [{**me, "rank": rank, "run_id": None} for rank in range(team.size)]
+        slots = acquire_several(paths, contents) if team.rank == 0 else None
+        taken = team.share(slots and [paths.index(slot.path) for slot in slots])
+        if taken is None:
+            return []
+        if assignment.devices:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(assignment.devices[index] for index in taken)
+        import scaling.train  # noqa: F401  torch reads the variables above when it comes in, before a cell is claimed
 
+        team.connect()
+        tried = _train_cells(assignment, team, slots and slots[0], me, stop)
+        for slot in slots or []:
+            slot.release()
+        return tried
+
+
+def _train_cells(
+    assignment: Assignment, team: Team, slot: FileLock | None, me: dict[str, Any], stop: Callable[[], bool]
+) -> list[str]:
+    """Train what rank 0 claims, cell after cell; returns the run ids. `slot` is rank 0's first, where it says which."""
     tried: list[str] = []
-    with team.connected():
-        while True:
-            claim = claim_next(assignment, me) if team.rank == 0 and not stop() else None
-            task = team.share(claim and _begin(claim[0], assignment, me))
-            if task is None:
-                return tried
-            tried.append(task["run_id"])
-            try:
-                if slots:
-                    slots[0].write({**contents[0], "run_id": task["run_id"]})
-                go_on = train_cell(task, assignment, team, stop)
-            finally:
-                if slots and claim:
-                    slots[0].write(contents[0])
-                    claim[1].release()
-            if not go_on:
-                return tried
+    while True:
+        claim = claim_next(assignment, me) if team.rank == 0 and not stop() else None
+        task = team.share(claim and _begin(claim[0], assignment, me))
+        if task is None:
+            return tried
+        tried.append(task["run_id"])
+        try:
+            if slot:
+                slot.write({**me, "rank": 0, "run_id": task["run_id"]})
+            go_on = train_cell(task, assignment, team, stop)
+        finally:
+            if slot and claim:
+                slot.write({**me, "rank": 0, "run_id": None})
+                claim[1].release()
+        if not go_on:
+            return tried
 
 
 def claim_next(assignment: Assignment, me: dict[str, Any]) -> tuple[PlannedCell, FileLock] | None:
