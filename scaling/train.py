@@ -303,7 +303,7 @@ class _Trainer:
                 save()
                 raise Interrupted(f"stopped after step {progress.step} of {config.train_steps}; start again to go on")
             if wishes[1]:
-                save(asynchronous=self.mesh.world.size > 1)
+                save(asynchronous=True)
                 saved = time.perf_counter()
             self.timer.begin_step()
             rate = learning_rate(config, progress.step)
