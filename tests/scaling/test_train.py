@@ -127,7 +127,8 @@ def test_killed_between_checkpoints_it_repeats_the_lost_steps_exactly(run_values
     )
     killed = subprocess.run([sys.executable, "-c", script, str(run_dir), str(corpus.path)], capture_output=True)
     assert killed.returncode == -9, killed.stderr.decode()
-    assert checkpoint_format.steps(run_dir / "checkpoints") == [15, 16]
+    # each save is written while the next step computes: the last one may not have been complete
+    assert checkpoint_format.steps(run_dir / "checkpoints") in ([14, 15], [15, 16])
     # a line cut short, as a crash of the machine would leave it
     with open(run_dir / "metrics.jsonl", "a") as file:
         file.write('{"step": 18, "tok')
