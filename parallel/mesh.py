@@ -6,7 +6,7 @@ Ranks are numbered as Megatron numbers them, tensor fastest: rank = ((pipeline *
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -83,22 +83,28 @@ class Mesh:
     tensor: Axis = Axis()
     replica: Axis = Axis()
     world: Axis = Axis()
+    _more: dict[str, Axis] = field(default_factory=dict, compare=False, repr=False)
 
     def close(self) -> None:
-        """Leave the process groups of the axes, of which a process may have many runs' worth one after another."""
-        for axis in (self.pipeline, self.data, self.context, self.tensor, self.replica, self.world):
+        """Leave the process groups, of which a process may have many runs' worth one after another."""
+        axes = (self.pipeline, self.data, self.context, self.tensor, self.replica, self.world, *self._more.values())
+        for axis in axes:
             if axis.group is not None:
                 dist.destroy_process_group(axis.group)
 
     def tensor_neighbours(self, count: int) -> Axis:
         """The run of `count` tensor ranks that this rank belongs to: those that share key/value heads. Collective."""
-        return _axis(_grid(self.layout).reshape(-1, count), (1,), self.rank, self.world.blocked)
+        grid = _grid(self.layout).reshape(-1, count)
+        return self._more.get("tensor") or self._make("tensor", grid, (1,))
 
     def ends_of_pipeline(self) -> Axis:
         """This rank and its partner at the other end of the pipeline, or this rank alone in between. Collective."""
-        ends = _grid(self.layout)[[0, -1]].reshape(2, -1)
-        axis = _axis(ends, (0,), self.rank, self.world.blocked)
-        return axis
+        grid = _grid(self.layout)[[0, -1]].reshape(2, -1)
+        return self._more.get("ends") or self._make("ends", grid, (0,))
+
+    def _make(self, name: str, grid: np.ndarray, along: tuple[int, ...]) -> Axis:
+        self._more[name] = _axis(grid, along, self.rank, self.world.blocked)
+        return self._more[name]
 
 
 def _grid(layout: Layout) -> np.ndarray:

@@ -123,7 +123,8 @@ class Weights:
     """Matrices that multiply the same input, stacked into one: [sum of out, in].
 
     Bound to a flat buffer they are one view of it, and their gradient is added to its main gradient; unbound (FSDP2,
-    which swaps parameters in and out) they are read from their modules, and the gradient is autograd's.
+    which swaps parameters in and out, so that nothing must hold on to them between the passes) they are read from
+    their modules, and the gradient is autograd's.
     """
 
     def __init__(self, modules: list[nn.Module], region: Region):
@@ -174,7 +175,7 @@ class _Column(torch.autograd.Function):
     def forward(ctx, weights: Weights, wide: bool, x: Tensor, *parameters: Tensor) -> Tensor:
         matrix = weights.matrix()
         x_low = x.to(matrix.dtype)
-        ctx.save_for_backward(x_low, matrix)
+        ctx.save_for_backward(x_low)
         ctx.weights, ctx.dtype = weights, x.dtype
         x_low = weights.region.gather(x_low)
         return backends.wide_product(x_low, matrix) if wide else torch.mm(x_low, matrix.t())
@@ -182,7 +183,7 @@ class _Column(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor):
-        x, matrix = ctx.saved_tensors
+        (x,), matrix = ctx.saved_tensors, ctx.weights.matrix()
         region, dy = ctx.weights.region, dy.to(matrix.dtype)
         x, gathering = region.start_gather(x)
         dx, reducing = region.start_reduce(torch.mm(dy, matrix))
@@ -199,16 +200,16 @@ class _Row(torch.autograd.Function):
     def forward(ctx, weights: Weights, x: Tensor, *parameters: Tensor) -> Tensor:
         matrix = weights.matrix()
         x = x.to(matrix.dtype)
-        ctx.save_for_backward(x, matrix)
+        ctx.save_for_backward(x)
         ctx.weights = weights
         return weights.region.reduce(torch.mm(x, matrix.t()))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor):
-        x, matrix = ctx.saved_tensors
+        (x,) = ctx.saved_tensors
         dy = ctx.weights.region.gather(dy)
-        return None, torch.mm(dy, matrix), *ctx.weights.add_gradient(dy, x)
+        return None, torch.mm(dy, ctx.weights.matrix()), *ctx.weights.add_gradient(dy, x)
 
 
 def column(x: Tensor, weights: Weights, wide: bool = False) -> Tensor:
@@ -296,14 +297,14 @@ class _CrossEntropy(torch.autograd.Function):
         losses = both[0].log() - both[1]
         dlogits = logits.div_(both[0].unsqueeze(1))
         dlogits.scatter_add_(1, index, (~absent).to(dlogits.dtype).neg_().unsqueeze(1))
-        ctx.save_for_backward(x_low, matrix, dlogits)
+        ctx.save_for_backward(x_low, dlogits)
         ctx.weights, ctx.dtype = weights, x.dtype
         return losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dlosses: Tensor):
-        x, matrix, dlogits = ctx.saved_tensors
+        (x, dlogits), matrix = ctx.saved_tensors, ctx.weights.matrix()
         region = ctx.weights.region
         x, gathering = region.start_gather(x)
         dlogits = (dlogits * dlosses.unsqueeze(1)).to(matrix.dtype)

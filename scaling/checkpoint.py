@@ -74,6 +74,15 @@ class Checkpointer:
         if pending is not None:
             pending.result()
 
+    def close(self) -> None:
+        """Wait for a pending save and leave the process group. Raises what the save raised."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            if self._group is not None:
+                dist.destroy_process_group(self._group)
+
     def load_latest(self, pieces: list[Piece], warn: Callable[[str], None]) -> dict[str, Any] | None:
         """Fill the pieces in place from the newest whole checkpoint and return its state; None when there is none.
 

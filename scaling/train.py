@@ -269,7 +269,7 @@ class _Trainer:
         evaluation = None if reason else self._evaluate(metrics)
         if evaluation is not None and not math.isfinite(evaluation.loss):
             evaluation, reason = None, f"validation loss {evaluation.loss} after the last step"
-        self.checkpointer.wait()
+        self.checkpointer.close()
         self.sampler.close()
         if metrics is not None:
             metrics.close()
@@ -301,6 +301,7 @@ class _Trainer:
         while progress.step < config.train_steps:
             if wishes[0]:
                 save()
+                self.checkpointer.close()
                 raise Interrupted(f"stopped after step {progress.step} of {config.train_steps}; start again to go on")
             if wishes[1]:
                 save(asynchronous=True)
