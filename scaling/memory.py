@@ -14,7 +14,8 @@ block (two-byte elements, dropout, no gate); the list here is this model's. A mi
 M = sequences x T / context ranks tokens. With D hidden, H query and G key/value heads of K channels, F inner channels,
 t tensor ranks and e bytes an element of the matrix products (4 or 2), a layer keeps for each token:
 
-    norms              2 x 4 D              the residual stream, float32; / t with sequence parallelism (section 4.2)
+    norms              2 x 4 D              the residual stream, float32; / t with sequence parallelism (section 4.2);
+                                            twice for RMSNorm on a CPU, which torch composes of several operations
     their outputs      2 x e D              inputs of the projections; / t likewise, gathered again in the backward pass
     q, k, v            e (H + 2 G) K / t    as projected
     q, k again         e (H + G) K / t      once for rotary positions and once for qk_norm
@@ -151,7 +152,8 @@ def _layer_bytes(config: RunConfig, size: int, selective: bool) -> int:
     heads, groups = model.num_attention_heads // tensor, max(1, model.num_query_groups // tensor)
     inner = math.ceil(model.ffn_hidden_size / tensor)
     gated = model.activation == "swiglu"
-    kept = 2 * (4 + size) * model.hidden_size // _sequence_ranks(config)
+    composed = config.execution.device == "cpu" and model.normalization == "rmsnorm"
+    kept = 2 * (4 * (1 + composed) + size) * model.hidden_size // _sequence_ranks(config)
     kept += size * (2 * heads + 2 * groups) * model.kv_channels + size * (3 if gated else 2) * inner
     if selective:
         return kept
@@ -164,7 +166,8 @@ def _sequence_ranks(config: RunConfig) -> int:
     """Ranks over which the tokens between tensor-parallel regions are divided."""
     layout = config.parallel
     even = config.data.seq_length // layout.context_parallel_size % layout.tensor_parallel_size == 0
-    return layout.tensor_parallel_size if (even if layout.sequence_parallel is None else layout.sequence_parallel) else 1
+    divided = even if layout.sequence_parallel is None else layout.sequence_parallel
+    return layout.tensor_parallel_size if divided else 1
 
 
 def _scores(config: RunConfig) -> int:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from analysis.formatting import count, dollars, duration, fixed, significant
 from analysis.formatting import interval as bounds
-from sweeps.layouts import settings
+from sweeps.ladder import settings
 from sweeps.plan import Plan
 from sweeps.status import CellStatus, SweepStatus
 

@@ -34,7 +34,7 @@ from scaling.signals import stop_requests
 from sweeps import display
 from sweeps.executor import check_slurm, make_executor, parse_slurm_options
 from sweeps.grid import Profile, load_grid, make_cells
-from sweeps.layouts import lay_out
+from sweeps.ladder import lay_out
 from sweeps.locks import FileLock, acquire_any, holder
 from sweeps.machine import Machine, choose_profile, detect
 from sweeps.plan import PLAN_FILE, Plan, PlannedCorpus, check_budget, check_repetition, make_plan

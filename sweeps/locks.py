@@ -62,9 +62,7 @@ def acquire_any(paths: list[Path], content: dict[str, Any], patience: float = 1.
     return locks and locks[0]
 
 
-def acquire_several(
-    paths: list[Path], contents: list[dict[str, Any]], patience: float = 1.0
-) -> list[FileLock] | None:
+def acquire_several(paths: list[Path], contents: list[dict[str, Any]], patience: float = 1.0) -> list[FileLock] | None:
     """Locks on as many of `paths` as there are `contents`, one for each; None when too many of them stay held.
 
     All or none, so that two that want several never wait for each other with a part of them. The patience outlasts

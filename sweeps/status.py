@@ -13,7 +13,7 @@ from typing import Any, Literal
 from scaling.errors import UserError
 from scaling.record import RESULT_FILE, RunRecord, read_record
 from sweeps.attempts import OUT_OF_MEMORY, given_up, last_error, lost_attempts, read_attempts
-from sweeps.layouts import settings
+from sweeps.ladder import settings
 from sweeps.locks import holder
 from sweeps.plan import Plan, PlannedCell, makespan, read_plan
 
@@ -112,7 +112,9 @@ class StatusReader:
             "loss": last.get("loss"),
             "tokens_per_second": last["tokens"] / last["seconds"] if last.get("seconds") else None,
             "seconds": last.get("seconds"),
-            "layout": next((line["layout"] for line in reversed(attempts) if line.get("layout")), settings(cell.config)),
+            "layout": next(
+                (line["layout"] for line in reversed(attempts) if line.get("layout")), settings(cell.config)
+            ),
         }
         if held:
             return _status(cell, "running", starts, **figures)

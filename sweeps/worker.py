@@ -26,7 +26,7 @@ from scaling.config import RunConfig
 from scaling.record import RESULT_FILE
 from scaling.signals import stop_requests
 from sweeps.attempts import OUT_OF_MEMORY, end_attempt, given_up, read_attempts, start_attempt
-from sweeps.layouts import layout_to_try, roomier, settings
+from sweeps.ladder import layout_to_try, roomier, settings
 from sweeps.locks import FileLock, acquire, acquire_several
 from sweeps.plan import PlannedCell, read_plan
 from sweeps.team import Team, team_of

@@ -54,7 +54,9 @@ def _on_gpus(
 ) -> Workers:
     gpus = len(machine.gpus)
     if gpus and ranks > gpus:
-        raise UserError(f"ranks_per_cell = {ranks}: there are {gpus} GPUs, one for each process: ask for at most {gpus}")
+        raise UserError(
+            f"ranks_per_cell = {ranks}: there are {gpus} GPUs, one for each process: ask for at most {gpus}"
+        )
     fits = max(gpus // ranks, 1)
     if count is not None and count > fits:
         each = "one for each worker" if ranks == 1 else f"{ranks} for each worker"

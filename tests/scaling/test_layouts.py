@@ -49,7 +49,10 @@ def layout(sizes: str) -> Layout:
         (run("dp3"), ["data_parallel_size = 3", "global_batch_size = 16"]),
         (run("pp4", micro=8), ["at least 4 micro-batches", "16 / 1 / 8 makes 2"]),
         (run("pp4", pipeline_schedule="zbv", micro=4), ["at least 8 micro-batches", "makes 4"]),
-        (run("pp4", pipeline_schedule="interleaved1f1b", batch=6, micro=1), ["a multiple of 4 micro-batches", "makes 6"]),
+        (
+            run("pp4", pipeline_schedule="interleaved1f1b", batch=6, micro=1),
+            ["a multiple of 4 micro-batches", "makes 6"],
+        ),
         (run("tp8", batch=1, seq_length=12, sequence_parallel=True), ["12 tokens", "tensor_parallel_size = 8"]),
     ],
 )

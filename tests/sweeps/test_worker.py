@@ -4,13 +4,13 @@ import json
 import os
 
 import pytest
-import scaling.train
 import torch
 
+import scaling.train
 from scaling.config import RunConfig
 from scaling.record import read_record
 from sweeps.attempts import OUT_OF_MEMORY, read_attempts
-from sweeps.layouts import roomier, settings
+from sweeps.ladder import roomier, settings
 from sweeps.plan import PLAN_FILE, read_plan
 from sweeps.records import collect
 from sweeps.status import read_status

@@ -1,5 +1,6 @@
 """The choice of a cell's layout, and what follows when memory runs out."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ from scaling.memory import memory_estimate
 from scaling.presets import get_preset
 from sweeps.attempts import OUT_OF_MEMORY
 from sweeps.grid import Grid, make_cells
-from sweeps.layouts import choose, lay_out, layout_to_try, roomier, settings
+from sweeps.ladder import choose, lay_out, layout_to_try, roomier, settings
 from sweeps.plan import Workers
 
 GPU_BYTES = 80 * 2**30
@@ -76,8 +77,8 @@ def test_each_fallback_needs_clearly_less_on_the_same_ranks_until_there_is_none(
         check_layout(config)
         rungs.append(config)
     needs = [memory_estimate(rung).total for rung in rungs]
-    assert all(after < before for before, after in zip(needs, needs[1:]))
-    assert all(after <= 0.75 * before for before, after in zip(needs, needs[1:-1])), "few rungs, each worth the while"
+    assert all(after < before for before, after in pairwise(needs))
+    assert all(after <= 0.75 * before for before, after in pairwise(needs[:-1])), "few rungs, each worth the while"
     assert {rung.parallel.world_size for rung in rungs} == {ranks} and len({rung.run_id for rung in rungs}) == 1
     assert 3 <= len(rungs) <= 12
     assert "full" in settings(rungs[-1])
@@ -121,7 +122,9 @@ def test_a_grid_gives_layouts_by_the_names_of_cells():
 
 
 def test_a_layout_that_cannot_work_and_a_name_that_is_no_cell_are_refused_before_anything_starts():
-    with pytest.raises(UserError, match=r"cell 2e\+08-L1-h4: parallel.tensor_parallel_size = 2: must divide .* = 1;.*dp2"):
+    with pytest.raises(
+        UserError, match=r"cell 2e\+08-L1-h4: parallel.tensor_parallel_size = 2: must divide .* = 1;.*dp2"
+    ):
         a_grid({"*": {"tensor_parallel_size": 2}})
     with pytest.raises(UserError, match=r"parallel 2e\+08-L1-h5: there is none .*did you mean .*2e\+08-L1-h4"):
         a_grid({"2e+08-L1-h5": {"data_parallel_size": 2}})

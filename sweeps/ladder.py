@@ -32,9 +32,7 @@ def settings(config: RunConfig) -> str:
     return f"{config.parallel} mb{config.micro_batch_size}" + ("" if recompute == "none" else f" {recompute}")
 
 
-def lay_out(
-    cells: list[Cell], ranks: int, device_bytes: int | None, workers: Workers
-) -> tuple[list[Cell], list[str]]:
+def lay_out(cells: list[Cell], ranks: int, device_bytes: int | None, workers: Workers) -> tuple[list[Cell], list[str]]:
     """Give every cell its layout, on at most `ranks` ranks with `device_bytes` of memory each (None: unknown).
 
     Cells whose layout the grid gives keep it. Returns the cells, and a warning for each that may not fit.
