@@ -6,7 +6,7 @@ import pytest
 from sweep_lab import wait_for
 
 from scaling.errors import UserError
-from sweeps.locks import acquire, acquire_any, holder
+from sweeps.locks import acquire, acquire_any, acquire_several, holder
 
 HOLD = """
 import sys, time
@@ -59,3 +59,14 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with pytest.raises(UserError, match=f"{tmp_path}: this file system has no file locks.*--sweep-dir"):
         acquire(tmp_path / "lock", {})
+
+
+def test_several_locks_are_taken_all_or_none(tmp_path):
+    paths = [tmp_path / str(n) for n in range(3)]
+    first = acquire_several(paths, [{"rank": 0}, {"rank": 1}])
+    assert [holder(lock.path) for lock in first] == [{"rank": 0}, {"rank": 1}]
+    assert acquire_several(paths, [{}, {}], patience=0.0) is None
+    assert holder(paths[2]) is None, "what could not be completed is given back"
+    first[0].release()
+    second = acquire_several(paths, [{}, {}])
+    assert [lock.path for lock in second] == [paths[0], paths[2]]
