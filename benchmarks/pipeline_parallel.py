@@ -124,8 +124,8 @@ def main() -> None:
             cells = [middle(both["wall"], 1), f"{ideal:.3f}", middle(ratios[name]["wall"]), middle(ratios[name]["cpu"])]
             rows.append([label, schedule, *cells])
     what = (
-        f"ms per step of {MICRO_BATCHES} micro-batches, {LAYERS} layers: {RANKS} pipeline ranks (gloo) and one process, "
-        f"one thread each; median (range) of {arguments.turns} turns"
+        f"ms per step of {MICRO_BATCHES} micro-batches, {LAYERS} layers: {RANKS} pipeline ranks or one process, "
+        f"one thread each, gloo; median (range) of {arguments.turns} turns"
     )
     heads = ["size", "schedule", "step, ms", "ideal ratio", "ratio of wall time", "ratio of CPU time"]
     report(what, table(heads, rows), times, ratios, arguments.json)
