@@ -25,8 +25,8 @@ from scaling.record import write_json_atomically
 _PATIENCE = timedelta(minutes=10)
 _GRACE = timedelta(seconds=5)
 _POLL_SECONDS = 0.05
-#: Exit code of a rank whose rank 0 is gone; as in parallel.watch.
-EXIT_ALONE = 70
+#: A collective waits this long for slow ranks; lost ones are noticed much earlier.
+_COLLECTIVE_SECONDS = 1800.0
 
 
 class Team:
@@ -58,7 +58,7 @@ class Team:
         if self.size > 1:
             from parallel.mesh import connect
 
-            connect(_PATIENCE.total_seconds())
+            connect(_COLLECTIVE_SECONDS)
 
     def leave(self) -> None:
         """End together: the store, which lives in rank 0, must outlive the others' last question. Collective."""
@@ -81,12 +81,14 @@ class Team:
         """
         from torch.distributed import DistError
 
+        from parallel.watch import EXIT_OTHER_RANK
+
         try:
             store.wait(["over"], timedelta(days=365))
         except DistError:
             time.sleep(_GRACE.total_seconds())
             print(f"rank {self.rank} stops: rank 0 of its job has ended", file=sys.stderr, flush=True)
-            os._exit(EXIT_ALONE)
+            os._exit(EXIT_OTHER_RANK)
 
 
 @contextmanager
