@@ -22,8 +22,9 @@ _TOKENS_PER_PASS = 8192
 
 def fusing(config: RunConfig, device: torch.device) -> bool:
     """Whether the hand-written functions are used: they were written for, and measured on, CPUs."""
-    one_form = config.parallel.data_parallel_method == "zero1"
-    return device.type == "cpu" and config.data.seq_length <= _LONGEST_FUSED_SEQUENCE and one_form
+    if config.parallel.data_parallel_method == "fsdp2" or config.execution.recompute_granularity == "selective":
+        return False  # they need a flat gradient to add to, and know only to keep everything
+    return device.type == "cpu" and config.data.seq_length <= _LONGEST_FUSED_SEQUENCE
 
 
 def uses_sequence_parallel(config: RunConfig) -> bool:

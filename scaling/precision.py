@@ -5,7 +5,6 @@ on one machine choose alike, so they agree to the bit. Timing the model itself w
 wherever the candidates are close.
 """
 
-import contextlib
 import os
 from typing import Any, Callable
 
@@ -118,10 +117,3 @@ def apply(choice: Choice, execution: ExecutionConfig) -> None:
         torch.use_deterministic_algorithms(execution.deterministic, warn_only=True)
     else:
         matmul.keep_freed_memory()
-
-
-def autocast(device: torch.device, enabled: bool) -> Callable[[], Any]:
-    """A context in which plain modules compute their matrix products in bfloat16, or one that does nothing."""
-    if not enabled:
-        return contextlib.nullcontext
-    return lambda: torch.autocast(device.type, dtype=torch.bfloat16)

@@ -33,7 +33,7 @@ from scaling.layouts import check_layout
 from scaling.metrics import MetricsLog
 from scaling.model import attention_fusable
 from scaling.optimizer import AdamW
-from scaling.record import Evaluation, RunRecord, read_record, write_json_atomically, write_record
+from scaling.record import RESULT_FILE, Evaluation, RunRecord, read_record, write_json_atomically, write_record
 from scaling.schedule import learning_rate
 from scaling.summary import summarise
 
@@ -134,55 +134,43 @@ def train(
     layout, corpus, directory or disk that cannot work. A loss or gradient that is not finite ends the run with
     the status `diverged`.
     """
-    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    connected = dist.is_initialized()
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if connected else (0, 1)
     check_layout(config, ranks)
-    device = precision.pick_device(config.execution)
-    timer = StepTimer(device)
-    mesh = build_mesh(config.parallel, device, timer.communication)
-    try:
-        finished = _from_first(mesh, read_record(run_dir))
-        if finished is not None:
-            if finished.run_id != config.run_id:
-                raise UserError(f"{run_dir}: holds the result of run {finished.run_id}, not {config.run_id}")
-            return finished
-        corpus = load_corpus(corpus_dir)
-        _check(config, corpus)
-        return _train(config, run_dir, corpus, mesh, timer, should_stop or (lambda: False), on_step or (lambda entry: None))
-    finally:
-        mesh.close()
-
-
-def _train(
-    config: RunConfig,
-    run_dir: Path,
-    corpus: PreparedCorpus,
-    mesh: Mesh,
-    timer: StepTimer,
-    should_stop: Callable[[], bool],
-    on_step: Callable[[dict[str, Any]], None],
-) -> RunRecord:
-    store = dist.distributed_c10d._get_default_store() if mesh.world.size > 1 else None
-    heartbeat = run_dir / "heartbeat.json"
-    try:
-        if mesh.rank == 0:
-            _open_run(config, run_dir)
-        with Watch(
-            config.train_steps,
-            rank=mesh.rank,
-            world_size=mesh.world.size,
-            store=store,
-            file=heartbeat,
-            orderly=(Interrupted,),
-        ) as watch:
-            record = _Trainer(config, run_dir, corpus, mesh, watch, timer).run(should_stop, on_step)
-            if mesh.rank == 0:
+    ended = (run_dir / RESULT_FILE).exists()
+    with Watch(
+        config.train_steps,
+        rank=rank,
+        world_size=ranks,
+        store=dist.distributed_c10d._get_default_store() if ranks > 1 else None,
+        file=None if ended else run_dir / "heartbeat.json",
+        orderly=(Interrupted,),
+    ) as watch:
+        device = precision.pick_device(config.execution)
+        timer = StepTimer(device)
+        mesh = build_mesh(config.parallel, device, timer.communication)
+        try:
+            finished = _from_first(mesh, read_record(run_dir) if rank == 0 else None)
+            if finished is not None:
+                if finished.run_id != config.run_id:
+                    raise UserError(f"{run_dir}: holds the result of run {finished.run_id}, not {config.run_id}")
+                return finished
+            corpus = load_corpus(corpus_dir)
+            _check(config, corpus)
+            if rank == 0:
+                _open_run(config, run_dir)
+            trainer = _Trainer(config, run_dir, corpus, mesh, watch, timer)
+            record = trainer.run(should_stop or (lambda: False), on_step or (lambda entry: None))
+            if rank == 0:
                 write_record(run_dir, record)
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or run_dir}: cannot be written ({error.strerror}): "
-            "free disk space or choose another directory, then start again; the last checkpoint is kept"
-        ) from error
-    return record
+            return record
+        except OSError as error:
+            raise UserError(
+                f"{error.filename or run_dir}: cannot be written ({error.strerror}): "
+                "free disk space or choose another directory, then start again; the last checkpoint is kept"
+            ) from error
+        finally:
+            mesh.close()
 
 
 class _Trainer:
@@ -281,7 +269,7 @@ class _Trainer:
         before, before_energy = progress.seconds, progress.energy_joules
         start = saved = logged = time.perf_counter()
         logged_step = progress.step
-        tail_from = math.ceil(config.train_steps * (1 - _TAIL))
+        tail_from = min(math.ceil(config.train_steps * (1 - _TAIL)), config.train_steps - 1)
         interval = config.execution.checkpoint_interval_seconds
 
         def mark() -> None:

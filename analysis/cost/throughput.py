@@ -92,13 +92,15 @@ class Throughput:
     constants: Constants
     #: Where the numbers come from, for people.
     source: str
+    #: Whether it is one core of a CPU: a rank then has `execution.num_threads` of them; of GPUs it has one.
+    is_core: bool = False
 
 
 def cpu_throughput(device_name: str) -> Throughput:
     """One core of this machine's CPU, measured on the spot (0.3 s)."""
     rate = core_matmul_rate()
     source = f"a core's float32 matrix product measured at {rate / 1e9:.0f} GFLOP/s, typical constants"
-    return Throughput(device_name, rate, _CORE_BANDWIDTH, CPU_CONSTANTS, source)
+    return Throughput(device_name, rate, _CORE_BANDWIDTH, CPU_CONSTANTS, source, is_core=True)
 
 
 def gpu_throughput(device_name: str) -> Throughput:
@@ -114,8 +116,7 @@ def gpu_throughput(device_name: str) -> Throughput:
 def predict_seconds(config: RunConfig, throughput: Throughput) -> float:
     """Wall time of one run in seconds: set-up, training and evaluations, in a process that has torch loaded.
 
-    On a CPU the threads are `execution.num_threads` (1 when it is left open); on GPUs their number is
-    `parallel.world_size`.
+    A rank has one GPU, or `execution.num_threads` cores (1 when it is left open).
     """
     step, compute = _step_and_compute_seconds(config, throughput)
     constants = throughput.constants
@@ -129,9 +130,9 @@ def predict_seconds(config: RunConfig, throughput: Throughput) -> float:
 def _step_and_compute_seconds(config: RunConfig, throughput: Throughput) -> tuple[float, float]:
     """Seconds of one optimizer step, and of the part that grows with the batch."""
     model, constants = config.model, throughput.constants
-    devices = max(config.execution.num_threads or 1, config.parallel.world_size)
-    micro_batch = config.execution.micro_batch_size or config.global_batch_size
-    micro_batches = math.ceil(config.global_batch_size / (micro_batch * config.parallel.data_parallel_size))
+    devices = config.parallel.world_size * ((config.execution.num_threads or 1) if throughput.is_core else 1)
+    rows = config.micro_batch_size * config.parallel.data_parallel_size
+    micro_batches = math.ceil(config.global_batch_size / rows)
 
     share = constants.utilisation * model.hidden_size / (model.hidden_size + constants.half_width)
     rate = throughput.peak_flops * share * devices**constants.scaling_exponent

@@ -17,7 +17,7 @@ from scaling.accounting import parameter_count, training_flops
 from scaling.config import RunConfig
 from scaling.record import RunRecord
 
-CPU = Throughput("AMD EPYC", 1e11, 1e10, CPU_CONSTANTS, "measured, typical constants")
+CPU = Throughput("AMD EPYC", 1e11, 1e10, CPU_CONSTANTS, "measured, typical constants", is_core=True)
 
 
 def config(hidden_size=64, num_layers=2, train_steps=500, global_batch_size=4, seq_length=128, **execution):
@@ -182,3 +182,8 @@ def test_a_core_is_measured_on_the_spot():
 def test_importing_it_does_not_import_torch():
     script = "import sys, analysis.cost.throughput; sys.exit(bool({'torch', 'scipy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_the_host_threads_of_a_gpu_run_are_no_devices():
+    gpu = gpu_throughput("H100")
+    assert predict_seconds(config(num_threads=16), gpu) == predict_seconds(config(), gpu)
