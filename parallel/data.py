@@ -218,10 +218,6 @@ class FlatParameters:
                     found.append((name, shard, tuple(offset), buffer[at + low : at + high].view(size)))
         return found
 
-    def weights(self) -> list[tuple[str, Shard, Tensor]]:
-        """(name, shard, this rank's piece) of every parameter here."""
-        return [(name, self.shards[name], piece) for name, piece in self.named(self.data).items()]
-
     def named(self, buffer: Tensor) -> dict[str, Tensor]:
         """Views of a flat buffer by parameter name, in the shapes of this rank's pieces."""
         return {name: buffer[start : start + shape.numel()].view(shape) for name, (start, shape) in self.slices.items()}

@@ -84,7 +84,3 @@ class ShardedParameters:
                     offset[shard.dim] += shard.start
                 found.append((name, shard, tuple(offset), buffer))
         return found
-
-    def weights(self) -> list[tuple[str, Shard, Tensor]]:
-        """(name, shard, this rank's piece) of every parameter here, gathered over the replicas. Collective."""
-        return [(name, self.shards[name], p.full_tensor()) for name, p in self._named.items()]

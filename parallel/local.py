@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-_PRELOADED = ["torch", "torch.distributed", "numpy"]
+_PRELOADED = ["torch", "torch.distributed", "torch.distributed.pipelining", "numpy"]
 
 
 def _rank(function: Callable, rank: int, world_size: int, store: str, results: Any, arguments: tuple) -> None:
