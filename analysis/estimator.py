@@ -1,17 +1,19 @@
-"""The estimator of a surface: Huber loss on the log of the loss, minimised from several starts.
+"""The estimator of any form: its objective minimised from several starts, for one table or for many resamples.
 
-Hoffmann et al. 2022 (section 3.3) minimise sum_i Huber_delta(log L(N_i, D_i) - log L_i) with delta = 1e-3, over
-thousands of starts. Centred log regressors, a curvature-scaled first step, the analytic gradient and
-variable-projection starts reach the same optimum from nearly every start, in milliseconds.
+Hoffmann et al. 2022 use thousands of starts. Centred log regressors, a curvature-scaled first step, the analytic
+gradient and starts by variable projection reach the same optimum from nearly every start, in milliseconds.
 All arithmetic is float64.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 
 from analysis.laws import ChinchillaLaw, Law
-from analysis.minimise import Minima, minimise
+from analysis.objective import LOSSES, Objective
+from scaling.errors import UserError
 
 #: Rows x points handled at once: the temporaries then stay in a core's cache.
 _CHUNK_ELEMENTS = 60_000
@@ -21,18 +23,48 @@ _CHUNK_ELEMENTS = 60_000
 class Estimator:
     """The settings of a fit; all are reported with it.
 
-    delta: residual of log loss at which Huber's function turns from square to linear (inf: least squares).
+    form: what is fitted. loss: "huber", "log" or "linear" (see `analysis.objective`).
+    delta: residual of log loss at which Huber's function turns from square to linear; used by "huber" only.
+    held: parameters that are kept at a value, such as {"E": 1.69}.
     num_starts: starts that are polished.
     tolerance: a start is done when three steps in a row lower the objective by less than this share of it;
         `resample_tolerance` is the same for bootstrap resamples.
     """
 
     form: type[Law] = ChinchillaLaw
+    loss: str = "huber"
     delta: float = 1e-3
+    held: Mapping[str, float] = field(default_factory=dict)
     num_starts: int = 6
     tolerance: float = 1e-10
     resample_tolerance: float = 1e-8
     max_iterations: int = 300
+
+    def __post_init__(self) -> None:
+        names = [f.name for f in fields(self.form)]
+        unknown = [name for name in self.held if name not in names]
+        if self.loss not in LOSSES:
+            raise UserError(f"loss = {self.loss!r}: must be one of {', '.join(LOSSES)}")
+        if not self.delta > 0:
+            raise UserError(f"delta = {self.delta}: must be above zero; 1e-3 is usual")
+        if unknown:
+            raise UserError(f"held {unknown[0]}: {self.form.form} has no such parameter; it has {', '.join(names)}")
+
+    @property
+    def projects(self) -> bool:
+        """Whether linear coefficients are solved for exactly instead of searched: exact for squares of linear loss."""
+        return self.loss == "linear" and self.form.linear > 0 and not self.held
+
+    @property
+    def method(self) -> str:
+        """The estimator in words, as reported."""
+        what = {
+            "huber": f"Huber loss on the log of the {self.form.target}, delta {self.delta:g}",
+            "log": f"least squares on the log of the {self.form.target}",
+            "linear": f"least squares on the {self.form.target}",
+        }[self.loss]
+        how = "variable projection with non-negative coefficients" if self.projects else "BFGS from several starts"
+        return f"{what}; {how}"
 
 
 @dataclass(frozen=True)
@@ -42,6 +74,7 @@ class Fit:
     law: Law
     objective: float
     r_squared_log_loss: float
+    n_points: int
     num_starts: int
     num_starts_at_best: int
     converged: bool
@@ -49,55 +82,33 @@ class Fit:
     condition_number: float
     coordinates: np.ndarray
     """The optimum as the optimiser sees it, [k]: where refits of resamples begin."""
+    estimator: Estimator
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """How the rows were chosen and weighted, when `analysis.fit` made the fit."""
 
 
-class HuberLogLoss:
-    """sum_i w_i Huber_delta(log L(N_i, D_i) - log L_i) for R weightings w [R, n] of the same points."""
-
-    def __init__(self, form: type[Law], x: np.ndarray, y: np.ndarray, log_loss: np.ndarray, delta: float):
-        self.form, self.x, self.y, self.log_loss, self.delta = form, x, y, log_loss, delta
-
-    def value_and_gradient(self, theta: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Objective [m] and its gradient [m, k] at theta [m, k] under weights [m, n] or [1, n]."""
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # the line search rejects what overflows
-            residual, jacobian = self.residual(theta)
-            slope = np.clip(residual, -self.delta, self.delta)
-            value = (weights * slope * (residual - 0.5 * slope)).sum(1)
-            gradient = np.matmul(jacobian, (weights * slope)[:, :, None])[:, :, 0]
-        return value, gradient
-
-    def curvature(self, theta: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Gauss-Newton matrix [m, k, k], each residual weighted as in iteratively reweighted least squares."""
-        residual, jacobian = self.residual(theta)
-        weights = weights * np.minimum(1.0, self.delta / np.maximum(np.abs(residual), np.finfo(float).tiny))
-        return np.matmul(jacobian * weights[:, None, :], jacobian.transpose(0, 2, 1))
-
-    def residual(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Log of prediction over loss [m, n], and its derivative by theta [m, k, n]."""
-        prediction, jacobian = self.form.log_loss(theta, self.x, self.y)
-        return prediction - self.log_loss, jacobian
-
-    def minima(self, starts: np.ndarray, weights: np.ndarray, tolerance: float, max_iterations: int) -> Minima:
-        """Minimise from starts [m, k], start i under weights [i] (weights [m, n])."""
-        curvature = self.curvature(starts, weights)
-        ridge = 1e-3 * np.trace(curvature, axis1=1, axis2=2) / starts.shape[1]
-        first = np.linalg.inv(curvature + ridge[:, None, None] * np.eye(starts.shape[1]))
-        return minimise(
-            lambda theta, problem: self.value_and_gradient(theta, weights[problem]),
-            starts,
-            first,
-            tolerance=tolerance,
-            max_iterations=max_iterations,
-        )
+def _problem(inputs: Sequence[Any], target: Any, estimator: Estimator) -> tuple[Objective, np.ndarray]:
+    form = estimator.form
+    columns = np.stack([np.asarray(column, np.float64) for column in inputs])
+    regressors = form.regressors(columns)
+    # A held coefficient is known in the units of its input, so that input is not centred.
+    centre = form.centre(regressors)
+    fixed = {form.scales[name] for name in estimator.held if name in form.scales}
+    centre = np.where([name in fixed for name in form.inputs], 0.0, centre)
+    held = _held_coordinates(estimator, centre)
+    objective = Objective(
+        form, regressors - centre[:, None], np.asarray(target, np.float64), estimator.loss, estimator.delta, held
+    )
+    return objective, centre
 
 
-def _problem(
-    params: np.ndarray, tokens: np.ndarray, loss: np.ndarray, estimator: Estimator
-) -> tuple[HuberLogLoss, tuple[float, float]]:
-    log_n, log_d = np.log(np.asarray(params, np.float64)), np.log(np.asarray(tokens, np.float64))
-    centre = float(log_n.mean()), float(log_d.mean())
-    log_loss = np.log(np.asarray(loss, np.float64))
-    return HuberLogLoss(estimator.form, log_n - centre[0], log_d - centre[1], log_loss, estimator.delta), centre
+def _held_coordinates(estimator: Estimator, centre: np.ndarray) -> dict[int, float]:
+    """Index and value of the coordinates that held parameters pin: parameter i is coordinate i in every form."""
+    names = [f.name for f in fields(estimator.form)]
+    if not estimator.held:
+        return {}
+    coordinates = estimator.form(*(float(estimator.held.get(name, 1.0)) for name in names)).coordinates(centre)
+    return {names.index(name): float(coordinates[names.index(name)]) for name in estimator.held}
 
 
 def _distinct_best(starts: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
@@ -111,47 +122,57 @@ def _distinct_best(starts: np.ndarray, values: np.ndarray, count: int) -> np.nda
     return starts[chosen]
 
 
-def fit_law(params: np.ndarray, tokens: np.ndarray, loss: np.ndarray, estimator: Estimator = Estimator()) -> Fit:
-    """The law that fits runs best: `params`, `tokens`, `loss` [n], loss in nats per token."""
-    objective, centre = _problem(params, tokens, loss, estimator)
-    everything = np.ones((1, objective.log_loss.size))
-    candidates = objective.form.starting_points(objective.x, objective.y, objective.log_loss)
-    values, _ = objective.value_and_gradient(candidates, everything)
+def fit_law(inputs: Sequence[Any], target: Any, estimator: Estimator = Estimator(), weights: Any = None) -> Fit:
+    """The law that fits rows best.
+
+    inputs: one column [n] for each of `estimator.form.inputs`, such as (params, tokens); target [n], such as the loss
+    in nats per token; weights [n] or None for equal ones. Raises UserError when the form cannot be evaluated at any
+    start.
+    """
+    objective, centre = _problem(inputs, target, estimator)
+    weight = np.ones((1, len(objective.target))) if weights is None else np.asarray(weights, np.float64)[None]
+    candidates = objective.hold(estimator.form.starting_points(objective.x, objective.log_target))
+    values, _ = objective.value_and_gradient(candidates, weight)
     starts = _distinct_best(candidates, values, estimator.num_starts)
-    found = objective.minima(
-        starts, np.repeat(everything, len(starts), 0), estimator.tolerance, estimator.max_iterations
-    )
+    if not len(starts):
+        raise UserError(f"form = {estimator.form.name}: no start of the fit is finite on these rows; use another form")
+    search = objective.projected_minima if estimator.projects else objective.minima
+    found = search(starts, np.repeat(weight, len(starts), 0), estimator.tolerance, estimator.max_iterations)
     best = int(np.nanargmin(found.value))
     theta = found.theta[best]
-    residual, _ = objective.residual(theta[None])
-    spread = ((objective.log_loss - objective.log_loss.mean()) ** 2).sum()
+    residual = objective.form.log_prediction(theta[None], objective.x)[0] - objective.log_target
+    spread = ((objective.log_target - objective.log_target.mean()) ** 2).sum()
     return Fit(
         law=estimator.form.from_coordinates(theta, centre),
         objective=float(found.value[best]),
         r_squared_log_loss=float(1 - (residual**2).sum() / spread) if spread > 0 else float("nan"),
+        n_points=len(objective.target),
         num_starts=len(starts),
         num_starts_at_best=int(np.isclose(found.value, found.value[best], rtol=1e-6, atol=1e-20).sum()),
         converged=bool(found.converged[best]),
         gradient_norm=float(np.abs(found.gradient[best]).max()),
-        condition_number=float(np.linalg.cond(objective.curvature(theta[None], everything)[0])),
+        condition_number=float(np.linalg.cond(objective.curvature(theta[None], weight)[0])),
         coordinates=theta,
+        estimator=estimator,
     )
 
 
-def refit(
-    params: np.ndarray, tokens: np.ndarray, loss: np.ndarray, weights: np.ndarray, fit: Fit, estimator: Estimator
-) -> Law:
-    """The same fit under R weightings of the points (bootstrap counts), weights [R, n]: R laws in one object.
+def refit(inputs: Sequence[Any], target: Any, weights: np.ndarray, fit: Fit) -> Law:
+    """The same fit under R weightings of the rows, weights [R, n]: R laws in one object, whose fields are [R].
 
-    Each begins at the optimum of all the data. On real tables, also an ill-conditioned one of 16 runs, more starts
-    lowered no resample's objective by 1 % and moved no end of an interval by 0.005.
+    For a bootstrap the weights are the counts of each row (times its own weight). Each refit begins at the optimum of
+    all the data. On real tables, also an ill-conditioned one of 16 runs, more starts lowered no resample's objective by
+    1 % and moved no end of an interval by 0.005.
     """
-    objective, centre = _problem(params, tokens, loss, estimator)
-    chunk = max(1, _CHUNK_ELEMENTS // len(loss))
+    estimator = fit.estimator
+    objective, centre = _problem(inputs, target, estimator)
+    search = objective.projected_minima if estimator.projects else objective.minima
+    chunk = max(1, _CHUNK_ELEMENTS // len(objective.target))
     theta = np.empty((len(weights), len(fit.coordinates)))
     for begin in range(0, len(weights), chunk):
         part = weights[begin : begin + chunk]
         starts = np.tile(fit.coordinates, (len(part), 1))
-        found = objective.minima(starts, part, estimator.resample_tolerance, estimator.max_iterations)
-        theta[begin : begin + chunk] = found.theta
+        theta[begin : begin + chunk] = search(
+            starts, part, estimator.resample_tolerance, estimator.max_iterations
+        ).theta
     return estimator.form.from_coordinates(theta, centre)

@@ -5,6 +5,7 @@ three are a tiny least-squares problem with an exact answer. Solving it on a gri
 that are already near the optimum (Golub and Pereyra 1973; used for this surface by arXiv 2603.22339).
 """
 
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -39,13 +40,14 @@ def nonnegative_least_squares(gram: np.ndarray, rhs: np.ndarray) -> np.ndarray:
     return solution
 
 
-def variable_projection_starts(x: np.ndarray, y: np.ndarray, log_loss: np.ndarray) -> np.ndarray:
+def variable_projection_starts(
+    x: np.ndarray, y: np.ndarray, log_loss: np.ndarray, exponents: np.ndarray = EXPONENT_GRID
+) -> np.ndarray:
     """Least-squares fits in relative loss, one for each pair of exponents on the grid.
 
     x, y: centred ln N and ln D, [n]; log_loss [n]. Returns coordinates (ln E, ln A', ln B', ln alpha, ln beta)
-    [grid^2, 5] as in `ChinchillaLaw.log_loss`.
+    [grid^2, 5] as `ChinchillaLaw` has them.
     """
-    exponents = EXPONENT_GRID
     grid = len(exponents)
     # Rows divided by the loss: then the residual is the relative error, close to the error of the log.
     one = np.exp(-log_loss)
@@ -67,3 +69,51 @@ def variable_projection_starts(x: np.ndarray, y: np.ndarray, log_loss: np.ndarra
     starts[..., :3] = np.log(terms)
     starts[..., 3], starts[..., 4] = log_exponents[:, None], log_exponents
     return starts.reshape(-1, 5)
+
+
+def two_term_starts(
+    x: np.ndarray,
+    log_loss: np.ndarray,
+    exponents: np.ndarray,
+    gammas: Sequence[float],
+    floors: Sequence[float],
+) -> np.ndarray:
+    """Least-squares fits of E + (A/N^alpha + B/D^beta)^gamma with all but A and B held, over a grid.
+
+    Raised to 1/gamma, L - E is linear in A and B; each row is divided by the change of that power with ln L, so that
+    the residual is again close to the error of the log.
+
+    x [2, n]: centred ln N and ln D; log_loss [n]; exponents [g, 2]: pairs (alpha, beta); floors: E as a share of the
+    lowest loss. Returns coordinates (ln E, ln A', ln B', ln alpha, ln beta, ln gamma)
+    [len(gammas) * len(floors) * g, 6]; ln E is -inf at floor 0.
+    """
+    loss = np.exp(log_loss)
+    gamma, floor = (grid.reshape(-1, 1) for grid in np.meshgrid(gammas, np.array(floors) * loss.min(), indexing="ij"))
+    power = (loss - floor) ** (1 / gamma)
+    weight = gamma * (loss - floor) / power / loss
+    size, data = (np.exp(-exponents[:, i, None] * x[i]) for i in (0, 1))
+    gram = np.empty((len(gamma), len(exponents), 2, 2))
+    rhs = np.empty((len(gamma), len(exponents), 2))
+    gram[..., 0, 0], gram[..., 1, 1] = weight**2 @ (size**2).T, weight**2 @ (data**2).T
+    gram[..., 0, 1] = gram[..., 1, 0] = weight**2 @ (size * data).T
+    rhs[..., 0], rhs[..., 1] = (weight**2 * power) @ size.T, (weight**2 * power) @ data.T
+    terms = np.maximum(nonnegative_least_squares(gram, rhs), _SMALLEST_SHARE * power.mean(1)[:, None, None])
+    six = np.empty((len(gamma), len(exponents), 6))
+    with np.errstate(divide="ignore"):
+        six[..., 0] = np.log(floor)
+    six[..., 1:3], six[..., 3:5], six[..., 5] = np.log(terms), np.log(exponents), np.log(gamma)
+    return six.reshape(-1, 6)
+
+
+def line_and_power_starts(columns: np.ndarray, log_target: np.ndarray) -> np.ndarray:
+    """Non-negative least squares of a constant and one column, for many columns [g, n]: log coefficients [g, 2].
+
+    Rows are divided by the target, as in `variable_projection_starts`. A coefficient at zero starts at a small share.
+    """
+    one = np.exp(-log_target)
+    column = columns * one
+    gram = np.empty((len(columns), 2, 2))
+    gram[:, 0, 0], gram[:, 1, 1] = one @ one, (column * column).sum(1)
+    gram[:, 0, 1] = gram[:, 1, 0] = column @ one
+    rhs = np.stack([np.full(len(columns), one.sum()), column.sum(1)], 1)
+    return np.log(np.maximum(nonnegative_least_squares(gram, rhs), _SMALLEST_SHARE * np.exp(log_target.mean())))

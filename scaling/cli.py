@@ -207,7 +207,7 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Fit E + A/N^alpha + B/D^beta, with intervals, to a sweep or to any table of runs."""
-    from analysis.fit import fit_table
+    from analysis.study import fit_table
     from sweeps.display import show_law
     from sweeps.results import fit_sweep
 

@@ -25,7 +25,7 @@ def fit_sweep(sweep_dir: Path) -> dict[str, Any]:
 
 def fit_rows(sweep_dir: Path, table: Table) -> dict[str, Any]:
     """As `fit_sweep`, for a table that was just collected."""
-    from analysis.fit import analyse
+    from analysis.study import analyse
 
     path = sweep_dir / LAW_FILE
     try:

@@ -4,7 +4,7 @@ import hashlib
 import math
 import random
 
-from analysis.fit import analyse
+from analysis.study import analyse
 
 TRUTH = {"E": 1.3, "A": 16.0, "B": 93.0, "alpha": 0.34, "beta": 0.37}
 BUDGETS = (5e10, 1.1e11, 2.5e11, 6e11, 1.3e12, 3e12)

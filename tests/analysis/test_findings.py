@@ -4,7 +4,7 @@ from studies import TRUTH, isoflop_study
 
 from analysis.estimator import Estimator, fit_law
 from analysis.findings import Code, agreement_findings, fit_findings
-from analysis.fit import analyse
+from analysis.study import analyse
 from analysis.laws import ChinchillaLaw
 from analysis.table import build_table
 
@@ -80,7 +80,7 @@ def test_at_bound_when_the_data_show_no_floor():
 
 def test_not_converged():
     table = build_table(isoflop_study(noise=0.01))
-    fit = fit_law(table.params, table.tokens, table.loss, Estimator(max_iterations=1))
+    fit = fit_law((table.params, table.tokens), table.loss, Estimator(max_iterations=1))
     assert [f.code for f in fit_findings(fit, table)] == [Code.NOT_CONVERGED]
 
 

@@ -20,5 +20,5 @@ def test_the_best_start_is_already_near_the_truth():
     log_n, log_d, log_loss = (np.log(study[name]) for name in ("params", "tokens", "loss"))
     x, y = log_n - log_n.mean(), log_d - log_d.mean()
     starts = variable_projection_starts(x, y, log_loss)
-    predicted = TRUTH.log_loss(starts, x, y)[0]
+    predicted = TRUTH.log_prediction(starts, np.stack([x, y]))[0]
     assert np.abs(predicted - log_loss).max(1).min() < 0.02

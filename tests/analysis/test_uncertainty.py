@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from studies import TRUTH, isoflop_study
 
-from analysis.fit import analyse
+from analysis.study import analyse
 from analysis.isoflop import fit_budget, group_budgets
 from analysis.table import build_table
 from analysis.uncertainty import Bootstrap, draw, isoflop_intervals

@@ -65,8 +65,9 @@ def analyse(
     groups = group_budgets(table)
     bootstrap = draw(len(table), None if groups is None else [rows for _, rows in groups], resamples, level, seed)
 
-    fit = fit_law(table.params, table.tokens, table.loss, estimator)
-    laws = refit(table.params, table.tokens, table.loss, bootstrap.counts, fit, estimator)
+    inputs = (table.params, table.tokens)
+    fit = fit_law(inputs, table.loss, estimator)
+    laws = refit(inputs, table.loss, bootstrap.counts, fit)
     intervals = {name: bootstrap.interval(values) for name, values in laws.parameters().items()}
     intervals |= {"a": bootstrap.interval(laws.a), "b": bootstrap.interval(laws.b)}
 

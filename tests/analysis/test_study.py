@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from studies import TRUTH, isoflop_study
 
-from analysis.fit import analyse, fit_table
+from analysis.study import analyse, fit_table
 from analysis.laws import Law
 from scaling.errors import UserError
 
@@ -103,6 +103,6 @@ def test_a_bad_setting_is_one_clear_error(setting, message):
 
 def test_import_pulls_in_nothing_heavy():
     heavy = "{'torch', 'pandas', 'scipy', 'matplotlib', 'submitit'}"
-    code = f"import sys, analysis.fit; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, analysis.study; print(sorted({heavy} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
