@@ -45,6 +45,11 @@ class Layout(BaseModel):
         )
 
     @property
+    def uses_fsdp2(self) -> bool:
+        """Whether weights and gradients are sharded: it is asked for, and there are ranks to share them."""
+        return self.data_parallel_method == "fsdp2" and self.data_parallel_size * self.context_parallel_size > 1
+
+    @property
     def stages_per_rank(self) -> int:
         """Pipeline stages that one rank holds."""
         if self.pipeline_parallel_size == 1 or self.pipeline_schedule in ("gpipe", "1f1b"):

@@ -1,5 +1,7 @@
 """Model, parallel axes and gradients of one run on one rank, bound together: batch in, loss and gradients out."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,7 +24,7 @@ _TOKENS_PER_PASS = 8192
 
 def fusing(config: RunConfig, device: torch.device) -> bool:
     """Whether the hand-written functions are used: they were written for, and measured on, CPUs."""
-    if config.parallel.data_parallel_method == "fsdp2" or config.execution.recompute_granularity == "selective":
+    if config.parallel.uses_fsdp2 or config.execution.recompute_granularity == "selective":
         return False  # they need a flat gradient to add to, and know only to keep everything
     return device.type == "cpu" and config.data.seq_length <= _LONGEST_FUSED_SEQUENCE
 
@@ -88,7 +90,7 @@ class Engine:
             module.to(device, torch.float64 if dtype == "float64" else torch.float32)
         low = torch.bfloat16 if dtype == "bfloat16" else None
         self.fused: list[str] = []
-        if config.parallel.data_parallel_method == "fsdp2":
+        if config.parallel.uses_fsdp2:
             from parallel.fsdp import ShardedParameters
 
             self.storage = ShardedParameters(modules, low, self.mesh)
@@ -162,16 +164,19 @@ class Engine:
     def sequence_losses(self, sequences: np.ndarray) -> np.ndarray:
         """Sum of the losses, nats, of each of `sequences`, int64 [S, T + 1]: float64 [S] on every rank. Collective."""
         sums = torch.zeros(len(sequences), dtype=torch.float64, device=self.device)
-        mine = np.array_split(np.arange(len(sequences)), self.mesh.data.size)[self.mesh.data.rank]
+        each = math.ceil(len(sequences) / self.mesh.data.size)
+        mine = np.arange(each) + self.mesh.data.rank * each
         per_pass = max(1, _TOKENS_PER_PASS // self.config.data.seq_length)
-        for start in range(0, len(mine), per_pass):
-            chosen = mine[start : start + per_pass]
-            ids, targets = (self._to_device(sequences[chosen][:, at]) for at in (self.positions, self.targets))
+        for chosen in np.split(mine, range(per_pass, each, per_pass)):
+            # FSDP2's ranks meet in every pass, so each makes as many: those without a sequence repeat the last one
+            own = chosen < len(sequences)
+            tokens = sequences[chosen.clip(max=len(sequences) - 1)]
+            ids, targets = (self._to_device(tokens[:, at]) for at in (self.positions, self.targets))
             hidden = self._hidden_states(ids)
             if hidden is not None:
                 losses = self.stages[self.mesh.layout.num_stages - 1].losses(hidden, targets)
                 if self.mesh.tensor.rank == 0:
-                    sums[torch.from_numpy(chosen).to(self.device)] = losses.double().sum(1)
+                    sums[chosen[own]] = losses.double().sum(1)[: own.sum()]
         self.mesh.world.all_reduce(sums)
         return sums.cpu().numpy()
 

@@ -111,6 +111,12 @@ def _pipeline(config: RunConfig) -> Iterator[str]:
             f"{this}: {layout.num_stages} stages ({layout.stages_per_rank} a rank, {layout.pipeline_schedule}) "
             f"are more than model.num_layers = {model.num_layers}"
         )
+    one_rank_has_both_ends = layout.rank_of_stage(layout.num_stages - 1) == 0
+    if one_rank_has_both_ends and layout.uses_fsdp2 and model.tie_word_embeddings:
+        yield (
+            f"parallel.data_parallel_method = fsdp2 with parallel.pipeline_schedule = {layout.pipeline_schedule}: needs "
+            "model.tie_word_embeddings = false, since first and last stage, on one rank, would share a sharded weight"
+        )
     split = layout.pipeline_split
     if split is not None and (len(split) != layout.num_stages or sum(split) != model.num_layers):
         yield (
@@ -133,11 +139,11 @@ def _batch(config: RunConfig) -> Iterator[str]:
         )
     else:
         yield from _pipeline_filled(layout, batch, micro)
-    tokens = micro * config.data.seq_length // layout.context_parallel_size
+    tokens = config.data.seq_length // layout.context_parallel_size
     if layout.sequence_parallel and tokens % layout.tensor_parallel_size:
         yield (
-            f"parallel.sequence_parallel = true: {tokens} tokens of a micro-batch do not divide by "
-            f"parallel.tensor_parallel_size = {layout.tensor_parallel_size}"
+            f"parallel.sequence_parallel = true: data.seq_length / parallel.context_parallel_size = {tokens} tokens "
+            f"of a sequence do not divide by parallel.tensor_parallel_size = {layout.tensor_parallel_size}"
         )
 
 

@@ -54,6 +54,8 @@ def layout(sizes: str) -> Layout:
             ["a multiple of 4 micro-batches", "makes 6"],
         ),
         (run("tp8", batch=1, seq_length=12, sequence_parallel=True), ["12 tokens", "tensor_parallel_size = 8"]),
+        (run("tp2", batch=2, micro=2, seq_length=15, sequence_parallel=True), ["15 tokens", "tensor_parallel_size = 2"]),
+        (run("pp2 dp2", pipeline_schedule="zbv", data_parallel_method="fsdp2"), ["tie_word_embeddings", "fsdp2"]),
     ],
 )
 def test_a_layout_that_cannot_work_is_one_line_with_the_numbers_and_a_layout_that_can(config, numbers):
