@@ -5,11 +5,11 @@ gradient norm, the update and the clearing are then one operation each, however 
 that are multiplied together (query, key, value; gate, up) lie side by side and serve as one matrix; and gradients
 of several micro-batches add up in float32.
 
-The buffer is cut into buckets, one for a layer's matrices and a last one, the tail. Each of the R replicas owns
-1/R of every bucket: it alone receives that slice's summed gradient (reduce-scatter), keeps its moments and updates
-it; then the slices are gathered again (Rajbhandari et al., 2020, ZeRO stage 1). A layer's bucket is sent as soon as
-its last gradient is there, while the layers before it still compute. The tail holds what must be summed over
-another axis first, and the vectors, which do not decay.
+The buffer is cut into buckets, of the matrices of one layer or several small ones, and a last one, the tail. Each of
+the R replicas owns 1/R of every bucket: it alone receives that slice's summed gradient (reduce-scatter), keeps its
+moments and updates it; then the slices are gathered again (Rajbhandari et al., 2020, ZeRO stage 1). A bucket is sent
+as soon as its last gradient is there, while the layers before it still compute. The tail holds what must be summed
+over another axis first, and the vectors, which do not decay.
 """
 
 import math
@@ -64,10 +64,15 @@ class Segment:
     decay: bool
 
 
+#: Below it a collective costs more to start than to carry out.
+_BUCKET_BYTES = 4 << 20
+
+
 @dataclass
 class _Bucket:
     start: int
     end: int
+    units: set[str]
     pending: int = 0
     work: dist.Work | None = None
 
@@ -83,7 +88,13 @@ class FlatParameters:
         owned: the segments whose optimizer state this rank keeps.
     """
 
-    def __init__(self, modules: list[nn.Module], compute_dtype: torch.dtype | None = None, replica: Axis = Axis()):
+    def __init__(
+        self,
+        modules: list[nn.Module],
+        compute_dtype: torch.dtype | None = None,
+        replica: Axis = Axis(),
+        bucket_bytes: int = _BUCKET_BYTES,
+    ):
         named = {name: p for module in modules for name, p in module.named_parameters()}
         self.shards = {name: shard for module in modules for name, shard in named_shards(module).items()}
         self.replica = replica
@@ -93,21 +104,26 @@ class FlatParameters:
 
         order = sorted(named, key=late)  # stable: registration order within each kind
         self.slices: dict[str, tuple[int, torch.Size]] = {}
-        self._buckets: dict[str, _Bucket] = {}
+        first = named[order[0]]
+        self._buckets: list[_Bucket] = []
+        self._bucket_of: dict[str, _Bucket] = {}
         offset, self._vectors = 0, None
         for name in order:
             unit = "tail" if late(name) or replica.size == 1 else _unit(name)
-            if unit not in self._buckets:
-                offset = math.ceil(offset / replica.size) * replica.size
-                self._buckets[unit] = _Bucket(offset, offset)
+            if unit not in self._bucket_of:
+                full = not self._buckets or offset - self._buckets[-1].start >= bucket_bytes // first.element_size()
+                if full or unit == "tail":
+                    offset = math.ceil(offset / replica.size) * replica.size
+                    self._buckets.append(_Bucket(offset, offset, set()))
+                self._bucket_of[unit] = self._buckets[-1]
+                self._buckets[-1].units.add(unit)
             if late(name) == 2 and self._vectors is None:
                 self._vectors = offset
             self.slices[name] = (offset, named[name].shape)
             offset += named[name].numel()
-            self._buckets[unit].end = math.ceil(offset / replica.size) * replica.size
+            self._buckets[-1].end = math.ceil(offset / replica.size) * replica.size
         total = math.ceil(offset / replica.size) * replica.size
         self._vectors = total if self._vectors is None else self._vectors
-        first = named[order[0]]
         self.data = torch.zeros(total, dtype=first.dtype, device=first.device)
         self.grad = torch.zeros_like(self.data)
         for name, (start, shape) in self.slices.items():
@@ -117,7 +133,7 @@ class FlatParameters:
             parameter.data = view
             parameter.grad = self.grad[start : start + shape.numel()].view(shape)
         self.compute = self.data if compute_dtype in (None, self.data.dtype) else self.data.to(compute_dtype)
-        self.owned = [segment for bucket in self._buckets.values() for segment in self._segments(bucket)]
+        self.owned = [segment for bucket in self._buckets for segment in self._segments(bucket)]
         self._counted = self._ranges_of_primaries()
 
     def _own(self, bucket: _Bucket) -> tuple[int, int]:
@@ -146,16 +162,16 @@ class FlatParameters:
 
     def expect(self, backward_passes: int) -> None:
         """Announce how many backward passes follow before `finish`; None of the buckets is sent earlier."""
-        for bucket in self._buckets.values():
-            bucket.pending = backward_passes
+        for bucket in self._buckets:
+            bucket.pending = backward_passes * len(bucket.units)
 
     def before_backward(self, last: bool) -> None:
         """Announce a backward pass; nothing to prepare here."""
 
     def ready(self, unit: str) -> None:
-        """One backward pass has added all gradients of `unit`'s matrices; after the last its bucket is sent."""
-        bucket = self._buckets.get(unit)
-        if bucket is not None and unit != "tail":
+        """One backward pass has added all gradients of `unit`'s matrices; after the last of a bucket's it is sent."""
+        bucket = self._bucket_of.get(unit)
+        if bucket is not None:
             bucket.pending -= 1
             if bucket.pending == 0:
                 self._send(bucket)
@@ -170,10 +186,10 @@ class FlatParameters:
         sum_partial(self.shards, self.named(self.grad))
         if self.replica.size == 1:
             return
-        for bucket in self._buckets.values():
+        for bucket in self._buckets:
             if bucket.work is None:
                 self._send(bucket)
-        for bucket in self._buckets.values():
+        for bucket in self._buckets:
             self.replica.wait(bucket.work)
             bucket.work = None
 
@@ -186,7 +202,7 @@ class FlatParameters:
         self.grad.zero_()
         if self.replica.size > 1:
             works = []
-            for bucket in self._buckets.values():
+            for bucket in self._buckets:
                 start, end = self._own(bucket)
                 whole, own = self.data[bucket.start : bucket.end], self.data[start:end]
                 works.append(self.replica.all_gather(whole, own, asynchronous=True))
