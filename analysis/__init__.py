@@ -1,1 +1,24 @@
-"""Records to laws to decisions. Imports neither torch nor submitit."""
+"""Records to laws to decisions. Imports neither torch nor submitit.
+
+    from analysis import fit, Law
+
+What is offered here is imported when it is first asked for, so that `import analysis` costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "fit": "analysis.fitting",
+    "Estimator": "analysis.estimator",
+    "Fit": "analysis.estimator",
+    "Law": "analysis.law",
+    "FORMS": "analysis.laws",
+}
+__all__ = ["FORMS", "Estimator", "Fit", "Law", "fit"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'analysis' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

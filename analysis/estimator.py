@@ -66,6 +66,16 @@ class Estimator:
         how = "variable projection with non-negative coefficients" if self.projects else "BFGS from several starts"
         return f"{what}; {how}"
 
+    def settings(self) -> dict[str, Any]:
+        """The settings as plain data, for `law.json`."""
+        return {
+            "form": self.form.name,
+            "loss": self.loss,
+            "delta": self.delta if self.loss == "huber" else None,
+            "held": dict(self.held),
+            "num_starts": self.num_starts,
+        }
+
 
 @dataclass(frozen=True)
 class Fit:

@@ -4,6 +4,7 @@ A finding never stops an analysis (a bad table does, as a UserError). It goes to
 under `warnings`, and into the report.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -175,10 +176,10 @@ def _minimum_finding(budget: Budget) -> Finding | None:
     )
 
 
-def fit_findings(fit: Fit, table: Table) -> list[Finding]:
-    """What the fitted surface shows about itself."""
+def form_findings(fit: Fit, inputs: Sequence[np.ndarray]) -> list[Finding]:
+    """What a fit of any form shows about itself; `inputs` [n] each, in the form's order."""
     found = []
-    bound = fit.law.at_bound(table.params, table.tokens)
+    bound = fit.law.at_bound(*inputs)
     if bound:
         values = {name: float(getattr(fit.law, name)) for name in bound}
         shown = ", ".join(f"{name} = {value:.3g}" for name, value in values.items())
@@ -203,11 +204,18 @@ def fit_findings(fit: Fit, table: Table) -> list[Finding]:
         found.append(
             Finding(
                 Code.LOW_R_SQUARED,
-                f"the surface explains {fit.r_squared_log_loss:.4f} of the variance of log loss, below "
+                f"the law explains {fit.r_squared_log_loss:.4f} of the variance of log {fit.law.target}, below "
                 f"{_GOOD_R_SQUARED}: look at the residuals for badly tuned or noisy runs before using the law",
                 {"r_squared_log_loss": fit.r_squared_log_loss, "recommended": _GOOD_R_SQUARED},
             )
         )
+    return found
+
+
+def fit_findings(fit: Fit, table: Table) -> list[Finding]:
+    """Where the best split of a surface lies against the runs."""
+    found = []
+    bound = fit.law.at_bound(table.params, table.tokens)
     largest = float((6.0 * table.params * table.tokens).max())
     best = fit.law.optimum(largest)
     for name, value, column in (("params", best.params, table.params), ("tokens", best.tokens, table.tokens)):

@@ -1,24 +1,26 @@
 """A table of runs to a law with intervals and warnings: the whole analysis in one call."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from analysis.estimator import Estimator, fit_law, refit
+from analysis.estimator import Estimator, refit
 from analysis.findings import (
     Finding,
     agreement_findings,
     budget_findings,
     fit_findings,
+    form_findings,
     range_findings,
     table_findings,
 )
+from analysis.fitting import choose_rows, fit_selection, load_table
 from analysis.isoflop import fit_budget, group_budgets, regress
-from analysis.laws import Law
-from analysis.table import Table, build_table, parse_columns, read_table
+from analysis.laws import Law, Surface, find_form
+from analysis.table import Table
 from analysis.uncertainty import Bootstrap, draw, isoflop_intervals
 from scaling.errors import UserError
 
@@ -32,60 +34,80 @@ _OPTIMUM_POINTS = 25
 
 
 def fit_table(path: str | Path, columns: Mapping[str, str] | str | None = None, **settings: Any) -> dict[str, Any]:
-    """`analyse` for a CSV or Parquet file.
-
-    `columns` maps this project's names to the file's, as a mapping or as the text of `--columns`; None means that
-    they are the same. `settings` are those of `analyse`. Raises UserError for a bad mapping, file or value.
-    """
-    return analyse(read_table(path, parse_columns(columns) if isinstance(columns, str) else columns), **settings)
+    """`analyse` for a CSV, TSV or Parquet file; errors as there."""
+    return analyse(path, columns=columns, **settings)
 
 
 def analyse(
     table: Any,
     *,
+    columns: Mapping[str, str] | str | None = None,
+    form: str | type[Law] = "chinchilla",
+    loss: str = "huber",
     delta: float = 1e-3,
+    held: Mapping[str, float] | None = None,
+    duplicates: str = "keep",
+    outliers: str = "none",
+    weights: str = "equal",
     resamples: int = 1000,
     level: float = 0.9,
     seed: int = 0,
     extrapolation: float = 10.0,
+    at_flops: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """Fit the surface and Approach 2 to a table of runs; the result is the content of `law.json`.
+    """Fit a form, and beside a surface Approach 2, to a table of runs; the result is the content of `law.json`.
 
-    table: a Table, a DataFrame or a mapping of equal-length columns (see `analysis.table`).
-    delta: of the Huber loss on log loss. resamples, level, seed: of the bootstrap intervals.
+    table, columns, form, loss, delta, held, duplicates, outliers, weights: as for `analysis.fit`.
+    resamples, level, seed: of the bootstrap intervals.
     extrapolation: optima are given from the smallest compute in the table to this factor beyond the largest.
+    at_flops: compute at which to predict the optimum as well, for a surface.
 
     Returns plain JSON data; what is undefined is null, never NaN. Raises UserError for a table or a setting that
     cannot be used.
     """
-    _check_settings(delta, resamples, level, seed, extrapolation)
-    if not isinstance(table, Table):
-        table = build_table(table)
-    estimator = Estimator(delta=delta)
-    groups = group_budgets(table)
-    bootstrap = draw(len(table), None if groups is None else [rows for _, rows in groups], resamples, level, seed)
-
-    inputs = (table.params, table.tokens)
-    fit = fit_law(inputs, table.loss, estimator)
-    laws = refit(inputs, table.loss, bootstrap.counts, fit)
+    _check_settings(resamples, level, seed, extrapolation, at_flops)
+    estimator = Estimator(form=find_form(form), loss=loss, delta=delta, held=dict(held or {}))
+    if len(at_flops) and not issubclass(estimator.form, Surface):
+        raise UserError(f"at_flops = {at_flops[0]:g}: {estimator.form.name} has no optimum in N and D; use a surface")
+    table = load_table(table, columns, estimator.form)
+    chosen = choose_rows(table, estimator, duplicates=duplicates, outliers=outliers, weights=weights)
+    fit = fit_selection(chosen, estimator)
+    runs = chosen.table
+    groups = group_budgets(runs) if issubclass(estimator.form, Surface) else None
+    bootstrap = draw(len(runs), None if groups is None else [rows for _, rows in groups], resamples, level, seed)
+    target = runs.column(estimator.form.target)
+    laws = refit(chosen.inputs(estimator.form), target, bootstrap.counts * chosen.weights, fit)
     intervals = {name: bootstrap.interval(values) for name, values in laws.parameters().items()}
-    intervals |= {"a": bootstrap.interval(laws.a), "b": bootstrap.interval(laws.b)}
-
-    findings = table_findings(table) + fit_findings(fit, table) + range_findings(extrapolation)
-    isoflop, isoflop_warnings = _isoflop(table, groups, bootstrap, intervals["a"])
+    findings = form_findings(fit, [runs.column(name) for name in estimator.form.inputs])
+    about: dict[str, Any] = {"exponents": {}, "isoflop": None, "optimum": [], "predictions": []}
+    if isinstance(fit.law, Surface):
+        intervals |= {"a": bootstrap.interval(laws.a), "b": bootstrap.interval(laws.b)}
+        isoflop, isoflop_warnings = _isoflop(runs, groups, bootstrap, intervals["a"])
+        findings = table_findings(table) + findings + fit_findings(fit, runs) + range_findings(extrapolation)
+        findings += isoflop_warnings
+        compute = 6.0 * runs.params * runs.tokens
+        covered = np.geomspace(compute.min(), compute.max() * extrapolation, _OPTIMUM_POINTS)
+        about = {
+            "exponents": {"a": fit.law.a, "b": fit.law.b},
+            "isoflop": isoflop,
+            "optimum": _optimum(fit.law, laws, covered, compute.max(), bootstrap),
+            "predictions": _optimum(fit.law, laws, np.asarray(at_flops, np.float64), compute.max(), bootstrap),
+        }
     return plain(
         {
             "form": fit.law.form,
-            "n_points": len(table),
+            "method": estimator.method,
+            "n_points": len(runs),
             "objective": fit.objective,
             "r_squared_log_loss": fit.r_squared_log_loss,
             "parameters": fit.law.parameters(),
-            "exponents": {"a": fit.law.a, "b": fit.law.b},
+            "exponents": about["exponents"],
             "intervals": {"level": level, "method": bootstrap.method, "resamples": resamples, **intervals},
-            "isoflop": isoflop,
-            "optimum": _optimum(fit.law, laws, table, bootstrap, extrapolation),
+            "isoflop": about["isoflop"],
+            "optimum": about["optimum"],
+            "predictions": about["predictions"],
             "conventions": _conventions(table),
-            "warnings": [finding.to_dict() for finding in findings + isoflop_warnings],
+            "warnings": [finding.to_dict() for finding in findings],
             "excluded": [{"run_id": run["run_id"], "reason": run["reason"]} for run in table.excluded],
             "diagnostics": {
                 "converged": fit.converged,
@@ -95,10 +117,8 @@ def analyse(
                 "num_starts_at_best": fit.num_starts_at_best,
             },
             "settings": {
-                "loss": "huber on log loss",
-                "delta": delta,
+                **fit.settings,
                 "starts": "variable projection over a grid of exponents",
-                "num_starts": estimator.num_starts,
                 "seed": seed,
                 "extrapolation": extrapolation,
                 "columns": table.columns,
@@ -108,13 +128,15 @@ def analyse(
     )
 
 
-def _check_settings(delta: float, resamples: int, level: float, seed: int, extrapolation: float) -> None:
+def _check_settings(
+    resamples: int, level: float, seed: int, extrapolation: float, at_flops: Sequence[float]
+) -> None:
     checks = (
-        ("delta", delta, delta > 0, "must be above zero; 1e-3 is usual"),
         ("resamples", resamples, resamples >= 10, "must be at least 10; 1000 is usual"),
         ("level", level, 0 < level < 1, "must lie between 0 and 1; 0.9 is usual"),
         ("seed", seed, seed >= 0, "must be zero or above"),
         ("extrapolation", extrapolation, 1 <= extrapolation < math.inf, "must be 1 or above; 10 is usual"),
+        *(("at_flops", flops, 0 < flops < math.inf, "must be above zero; 1e21, say") for flops in at_flops),
     )
     for name, value, good, remedy in checks:
         if not good:
@@ -159,10 +181,10 @@ def _isoflop(
     return section, findings + agreement_findings(surface_a, intervals.a)
 
 
-def _optimum(law: Law, laws: Law, table: Table, bootstrap: Bootstrap, extrapolation: float) -> list[dict[str, Any]]:
-    """N*(C), D*(C), L*(C) of the surface with their bands, over a geometric range of C = 6ND."""
-    compute = 6.0 * table.params * table.tokens
-    flops = np.geomspace(compute.min(), compute.max() * extrapolation, _OPTIMUM_POINTS)
+def _optimum(
+    law: Surface, laws: Surface, flops: np.ndarray, largest: float, bootstrap: Bootstrap
+) -> list[dict[str, Any]]:
+    """N*(C), D*(C), L*(C) of the surface with their bands, at C = 6ND [m]; `largest` is the most compute measured."""
     columns = {}
     # Each field of `laws` is [R]; against compute [m, 1] the samples come out [m, R].
     points, samples = law.optimum(flops), laws.optimum(flops[:, None])
@@ -171,7 +193,7 @@ def _optimum(law: Law, laws: Law, table: Table, bootstrap: Bootstrap, extrapolat
     return [
         {
             "flops": flops[i],
-            "decades_beyond_data": max(0.0, math.log10(flops[i] / compute.max())),
+            "decades_beyond_data": max(0.0, math.log10(flops[i] / largest)),
             **{name: {"value": v[i], "low": low[i], "high": high[i]} for name, (v, low, high) in columns.items()},
         }
         for i in range(len(flops))
@@ -183,6 +205,7 @@ def _conventions(table: Table) -> dict[str, str]:
     return {
         name: meaning if table.columns.get(name, name) == name else f"column {table.columns[name]!r} of {table.source}"
         for name, meaning in OWN_CONVENTIONS.items()
+        if name in table.values
     }
 
 

@@ -1,7 +1,7 @@
 """The table a fit reads: equal-length columns of finished runs, checked value by value.
 
-Column names are the project's own (`params`, `tokens`, `flops`, `loss`, `flops_budget`, `run_id`,
-`status`, `schedule_finished`); a table with other names is mapped by `columns`. Nothing is coerced or
+Column names are the project's own (see COLUMNS); a table with other names is mapped by `columns`. Which are needed
+depends on the form that is fitted: its inputs and its target. Nothing is coerced or
 dropped silently: a value that cannot be used is a UserError naming column and row, and a run that is
 left out is listed with its reason.
 """
@@ -9,7 +9,7 @@ left out is listed with its reason.
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,47 +17,92 @@ import numpy as np
 
 from scaling.errors import UserError
 
-#: Columns a fit can use. The first three are needed.
-COLUMNS = ("params", "tokens", "loss", "flops", "flops_budget", "run_id", "status", "reason", "schedule_finished")
-_REQUIRED = COLUMNS[:3]
+#: Measurements, in the units that `analysis.law` gives them.
+NUMERIC = (
+    *("params", "tokens", "loss", "flops", "flops_budget"),
+    *("unique_tokens", "error", "learning_rate", "batch_size", "weight"),
+)
+#: Columns a fit can use.
+COLUMNS = (*NUMERIC, "group", "run_id", "status", "reason", "schedule_finished")
 #: Used when they are there, without being asked for: they identify and qualify a run, and measure nothing.
 _IMPLIED = ("flops_budget", "run_id", "status", "reason", "schedule_finished")
+#: Read from a table in the project's own names; others only when the form needs them or `columns` names them.
+_USUAL = ("params", "tokens", "loss", "flops", "weight", "group", *_IMPLIED)
 _STATUSES = ("finished", "diverged", "failed", "running", "pending", "interrupted")
 
+#: What a surface reads and predicts.
+SURFACE_INPUTS, SURFACE_TARGET = ("params", "tokens"), "loss"
 #: One more than the parameters of the surface.
 MIN_ROWS = 6
 #: A power law with a constant needs three distinct values of its variable.
 MIN_DISTINCT = 3
+#: Runs whose 6ND all lie within this factor are one budget.
+_ONE_BUDGET = 1.12
 
 
 @dataclass(frozen=True)
 class Table:
-    """Runs to fit, n of them. All numbers float64 (6 x params x tokens overflows int64 from 9.2e18).
+    """Runs to fit, n of them.
 
-    params [n], tokens [n], loss [n] (nats per token), flops [n]: the given column, else 6 x params x tokens.
-    flops_budget [n] or None: the IsoFLOP group a run was planned in; nan where that is empty.
-    excluded: {"run_id", "reason", "status"} of each run left out.
-    columns: project's name -> name in the source.
+    values: numeric column -> [n], float64 (6 x params x tokens overflows int64 from 9.2e18); flops are the given
+    column, else 6 x params x tokens where both are there.
+    group: what belongs together when runs are resampled in clusters, or None.
+    excluded: {"run_id", "reason", "status"} of each run left out. columns: project's name -> name in the source.
     """
 
-    params: np.ndarray
-    tokens: np.ndarray
-    loss: np.ndarray
-    flops: np.ndarray
-    flops_budget: np.ndarray | None
+    values: Mapping[str, np.ndarray]
     run_id: tuple[str, ...]
     excluded: tuple[dict[str, str], ...]
     columns: dict[str, str]
     source: str
+    group: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
-        return len(self.loss)
+        return len(self.run_id)
+
+    def column(self, name: str) -> np.ndarray:
+        """A numeric column, [n]. Raises UserError when the table has none of this name."""
+        if name not in self.values:
+            raise UserError(f"{self.source}: no column for {name}: map it, as in --columns {name}=COL")
+        return self.values[name]
+
+    @property
+    def params(self) -> np.ndarray:
+        return self.column("params")
+
+    @property
+    def tokens(self) -> np.ndarray:
+        return self.column("tokens")
+
+    @property
+    def loss(self) -> np.ndarray:
+        return self.column("loss")
+
+    @property
+    def flops(self) -> np.ndarray:
+        return self.column("flops")
+
+    @property
+    def flops_budget(self) -> np.ndarray | None:
+        """The IsoFLOP group each run was planned in, nan where that is empty; None without such a column."""
+        return self.values.get("flops_budget")
+
+    def take(self, rows: np.ndarray) -> "Table":
+        """The same table with these rows only (indices, or a mask [n])."""
+        rows = np.arange(len(self))[rows]
+        return replace(
+            self,
+            values={name: column[rows] for name, column in self.values.items()},
+            run_id=tuple(self.run_id[i] for i in rows),
+            group=None if self.group is None else tuple(self.group[i] for i in rows),
+        )
 
 
-def parse_columns(text: str) -> dict[str, str]:
+def parse_columns(text: str, needed: Sequence[str] = (*SURFACE_INPUTS, SURFACE_TARGET)) -> dict[str, str]:
     """The mapping in `params=COL,tokens=COL,loss=COL[,flops=COL,budget=COL,...]`.
 
-    `budget` is short for `flops_budget`. Raises UserError for an unknown name, one given twice or one missing.
+    `budget` is short for `flops_budget`. Raises UserError for an unknown name, one given twice, or one of `needed`
+    missing (flops may be: they follow from params and tokens).
     """
     mapping: dict[str, str] = {}
     for item in text.split(","):
@@ -69,24 +114,25 @@ def parse_columns(text: str) -> dict[str, str]:
         if name in mapping:
             raise UserError(f"--columns {item.strip()!r}: {name} is given twice; keep one")
         mapping[name] = column
-    missing = [name for name in _REQUIRED if name not in mapping]
+    missing = [name for name in _needed(needed, mapping) if name not in mapping]
     if missing:
         raise UserError(f"--columns {text!r}: {missing[0]} is missing; add {missing[0]}=COL")
     return mapping
 
 
-def read_table(path: str | Path, columns: Mapping[str, str] | None = None) -> Table:
+def read_table(path: str | Path, columns: Mapping[str, str] | None = None, **needs: Any) -> Table:
     """The runs in a CSV, TSV or Parquet file.
 
-    `columns` maps project names to the file's; None means that they are the same. Raises UserError when the file
-    cannot be read, a column is missing, a value is not a positive number, or too few rows remain.
+    `columns` maps project names to the file's; None means that they are the same. `needs` are those of `build_table`.
+    Raises UserError when the file cannot be read, a column is missing, a value is not a positive number, or too few
+    rows remain.
     """
     path = Path(path)
     try:
         values = _read_parquet(path) if path.suffix.lower() in (".parquet", ".pq") else _read_csv(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}): give a CSV or Parquet file") from None
-    return build_table(values, columns, str(path))
+    return build_table(values, columns, str(path), **needs)
 
 
 def _read_csv(path: Path) -> dict[str, list[str]]:
@@ -123,15 +169,27 @@ def _read_parquet(path: Path) -> dict[str, list[Any]]:
     return {str(name): _plain_list(frame[name]) for name in frame.columns}
 
 
-def build_table(values: Any, columns: Mapping[str, str] | None = None, source: str = "table") -> Table:
-    """A checked Table from a mapping of columns or a pandas DataFrame; errors as in `read_table`."""
+def build_table(
+    values: Any,
+    columns: Mapping[str, str] | None = None,
+    source: str = "table",
+    *,
+    inputs: Sequence[str] = SURFACE_INPUTS,
+    target: str = SURFACE_TARGET,
+    min_rows: int = MIN_ROWS,
+) -> Table:
+    """A checked Table from a mapping of columns or a pandas DataFrame; errors as in `read_table`.
+
+    inputs, target: what a form reads and predicts. min_rows: one more than its parameters.
+    """
     present = [str(name) for name in values.keys()]
-    columns = _resolve(present, dict(columns) if columns is not None else None, values, source)
+    needed = (*inputs, target)
+    columns = _resolve(present, dict(columns) if columns is not None else None, values, source, needed)
     data = {name: _plain_list(values[column]) for name, column in columns.items()}
     lengths = {name: len(column) for name, column in data.items()}
     if len(set(lengths.values())) > 1:
         raise UserError(f"{source}: columns differ in length {lengths}: give one value per run in each")
-    count = lengths["params"]
+    count = lengths[target]
     ids = [str(value) for value in data["run_id"]] if "run_id" in data else [f"row {i + 1}" for i in range(count)]
 
     kept, excluded = [], []
@@ -142,50 +200,73 @@ def build_table(values: Any, columns: Mapping[str, str] | None = None, source: s
         else:
             excluded.append({"run_id": ids[i], **left_out})
 
-    def numbers(name: str, optional: bool = False) -> np.ndarray:
+    def numbers(name: str) -> np.ndarray:
         cells = ((data[name][i], i + 1) for i in kept)
         return np.array(
             [
-                np.nan if optional and _is_empty(value) else _positive(value, columns[name], row, source)
+                np.nan if name == "flops_budget" and _is_empty(value) else _positive(value, columns[name], row, source)
                 for value, row in cells
             ],
             np.float64,
         )
 
-    params, tokens, loss = (numbers(name) for name in _REQUIRED)
-    if len(kept) < MIN_ROWS:
+    measured = {name: numbers(name) for name in NUMERIC if name in data}
+    if "params" in measured and "tokens" in measured:
+        measured.setdefault("flops", 6.0 * measured["params"] * measured["tokens"])
+    if len(kept) < min_rows:
         but = f" ({len(excluded)} more are left out: {excluded[0]['reason']})" if excluded else ""
-        raise UserError(f"{source}: {len(kept)} finished runs{but}; a fit needs at least {MIN_ROWS}: add runs")
-    for name, column in (("params", params), ("tokens", tokens)):
-        distinct = len(np.unique(column))
-        if distinct < MIN_DISTINCT:
-            raise UserError(
-                f"{source}: column {columns[name]!r} has {distinct} distinct value(s); the surface needs at least "
-                f"{MIN_DISTINCT} to separate its power law from the constant: add runs of other sizes"
-            )
-    if np.ptp(loss) == 0:
-        raise UserError(
-            f"{source}: column {columns['loss']!r} is {loss[0]:g} in every row, so no law can be seen in it: "
-            "give the loss of each run"
-        )
+        raise UserError(f"{source}: {len(kept)} finished runs{but}; a fit needs at least {min_rows}: add runs")
+    _check_spread(measured, inputs, target, columns, source)
     return Table(
-        params=params,
-        tokens=tokens,
-        loss=loss,
-        flops=numbers("flops") if "flops" in columns else 6.0 * params * tokens,
-        flops_budget=numbers("flops_budget", optional=True) if "flops_budget" in columns else None,
+        values=measured,
         run_id=tuple(ids[i] for i in kept),
         excluded=tuple(excluded),
         columns=columns,
         source=source,
+        group=tuple(str(data["group"][i]) for i in kept) if "group" in data else None,
     )
 
 
-def _resolve(present: list[str], columns: dict[str, str] | None, values: Any, source: str) -> dict[str, str]:
+def _check_spread(
+    measured: Mapping[str, np.ndarray], inputs: Sequence[str], target: str, columns: Mapping[str, str], source: str
+) -> None:
+    """Raises UserError when the columns do not vary enough to show a law."""
+    for name in inputs:
+        distinct = len(np.unique(measured[name]))
+        if distinct < MIN_DISTINCT and name != "unique_tokens":
+            raise UserError(
+                f"{source}: column {columns.get(name, name)!r} has {distinct} distinct value(s); a law needs at least "
+                f"{MIN_DISTINCT} to separate its power from the constant: add runs of other sizes"
+            )
+    value = measured[target]
+    if np.ptp(value) == 0:
+        raise UserError(
+            f"{source}: column {columns[target]!r} is {value[0]:g} in every row, so no law can be seen in it: "
+            f"give the {target} of each run"
+        )
+    if target == "loss" and "params" in inputs and "tokens" in inputs:
+        log_compute = np.log(measured["params"]) + np.log(measured["tokens"])
+        if np.ptp(log_compute) <= np.log(_ONE_BUDGET):
+            raise UserError(
+                f"{source}: all runs spend one compute budget, {6 * np.exp(log_compute.mean()):.2e} FLOPs, which "
+                "cannot tell size from data: add runs at another budget"
+            )
+
+
+def _needed(needed: Sequence[str], available: Sequence[str] | Mapping[str, str]) -> tuple[str, ...]:
+    """The needed columns, with params and tokens in place of flops that are not there."""
+    parts = (("params", "tokens") if name == "flops" and "flops" not in available else (name,) for name in needed)
+    return tuple(name for part in parts for name in part)
+
+
+def _resolve(
+    present: list[str], columns: dict[str, str] | None, values: Any, source: str, needed: Sequence[str]
+) -> dict[str, str]:
     """Project's name -> column of the source, for every column that will be used."""
     own_names = columns is None
-    columns = {name: name for name in COLUMNS if name in present} if own_names else columns
-    for name in (*_REQUIRED, *columns):
+    if own_names:
+        columns = {name: name for name in dict.fromkeys((*_USUAL, *needed)) if name in present}
+    for name in (*_needed(needed, columns), *columns):
         column = columns.get(name, name)
         if column not in present:
             remedy = f"map it, as in --columns {name}=COL" if own_names else "correct the name"

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Optional
 import typer
 
 from scaling.cli_data import data_app
-from scaling.cli_options import DataDir, Json, print_json
+from scaling.cli_fit import fit
+from scaling.cli_options import DataDir, Json, console, find_sweep, print_json
 from scaling.errors import UserError
 
 app = typer.Typer(
@@ -56,23 +57,6 @@ def main(arguments: list[str] | None = None, command: str = "scaling") -> int:
         message, code = "stopped", 130
     print(f"error: {message}" if code == 2 else message, file=sys.stderr)
     return code
-
-
-def _console(as_json: bool) -> Any:
-    """Where people read: stdout, or stderr while stdout carries JSON."""
-    from sweeps.display import make_console
-
-    return make_console(stderr=as_json)
-
-
-def _sweep_dir(given: Path | None) -> Path:
-    """The sweep directory asked for, or the one launched last under runs/."""
-    if given is not None:
-        return given
-    plans = sorted(Path("runs").glob("*/plan.json"), key=lambda path: path.stat().st_mtime)
-    if not plans:
-        raise UserError("SWEEP_DIR: none given, and there is no sweep under runs/: start one with `scaling launch`")
-    return plans[-1].parent
 
 
 @app.command()
@@ -144,16 +128,16 @@ def launch(
         max_usd=max_usd,
         command=context.obj,
     )
-    console = _console(as_json)
-    prepared = launcher.prepare(options, console)
-    show_plan(console, prepared.plan)
+    screen = console(as_json)
+    prepared = launcher.prepare(options, screen)
+    show_plan(screen, prepared.plan)
     if dry_run:
         if prepared.obstacle is not None:
-            console.print(f"a launch would refuse: {prepared.obstacle}", style="yellow", soft_wrap=True)
+            screen.print(f"a launch would refuse: {prepared.obstacle}", style="yellow", soft_wrap=True)
         if as_json:
             print_json(prepared.plan.model_dump(mode="json"))
         return
-    summary = launcher.launch(prepared, options, console)
+    summary = launcher.launch(prepared, options, screen)
     if as_json:
         print_json(summary)
     raise typer.Exit(130 if summary["interrupted"] else 1 if summary["failed"] or summary["trouble"] else 0)
@@ -165,11 +149,11 @@ def status(sweep_dir: SweepDir = None, as_json: Json = False) -> None:
     from sweeps.display import show_status
     from sweeps.status import read_status
 
-    found = read_status(_sweep_dir(sweep_dir))
+    found = read_status(find_sweep(sweep_dir))
     if as_json:
         print_json(found.to_json())
     else:
-        show_status(_console(False), found)
+        show_status(console(False), found)
 
 
 @app.command()
@@ -178,50 +162,21 @@ def collect(sweep_dir: SweepDir = None, as_json: Json = False) -> None:
     from sweeps.display import show_results
     from sweeps.records import collect as collect_rows
 
-    directory = _sweep_dir(sweep_dir)
+    directory = find_sweep(sweep_dir)
     table = collect_rows(directory)
     if as_json:
         print_json(
             {"sweep_dir": str(directory), "runs": table.rows, "damaged": table.damaged, "left_out": table.left_out}
         )
     else:
-        show_results(_console(False), table.rows)
+        show_results(console(False), table.rows)
     for problem in table.damaged:
         print(f"damaged: {problem}", file=sys.stderr)
     if table.damaged:
         raise typer.Exit(1)
 
 
-@app.command()
-def fit(
-    source: Annotated[
-        Optional[Path],
-        typer.Argument(
-            metavar="[FILE.csv|SWEEP_DIR]", help="A table of runs, or a sweep. Default: the sweep launched last."
-        ),
-    ] = None,
-    columns: Annotated[
-        Optional[str],
-        typer.Option(help="Names in your table: params=COL,tokens=COL,loss=COL[,flops=COL,budget=COL]."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Fit E + A/N^alpha + B/D^beta, with intervals, to a sweep or to any table of runs."""
-    from analysis.study import fit_table
-    from sweeps.display import show_law
-    from sweeps.results import fit_sweep
-
-    path = source if source is not None else _sweep_dir(None)
-    if path.is_dir():
-        if columns is not None:
-            raise UserError(f"--columns {columns}: {path} is a sweep, whose columns are known: leave it out")
-        law = fit_sweep(path)
-    else:
-        law = fit_table(path, columns)
-    if as_json:
-        print_json(law)
-    else:
-        show_law(_console(False), law)
+app.command()(fit)
 
 
 @app.command()
@@ -235,7 +190,7 @@ def report(
     """Write a sweep's report.html: one file that opens offline."""
     from sweeps.results import report_sweep, save_sweep_figures
 
-    directory = _sweep_dir(sweep_dir)
+    directory = find_sweep(sweep_dir)
     path = report_sweep(directory)
     saved = save_sweep_figures(directory, figures) if figures is not None else []
     if as_json:
@@ -272,7 +227,7 @@ def train(
 
         # the first rank prepares the corpus, the others then find it there
         run, corpus = first_does(first, configured) or configured()
-        record = train_one(run, corpus, run_dir or Path("runs/train") / run.run_id, _console(as_json), first)
+        record = train_one(run, corpus, run_dir or Path("runs/train") / run.run_id, console(as_json), first)
     if record is None:
         raise typer.Exit(130)
     if as_json and first:

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from scaling.errors import UserError
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 DataDir = Annotated[Path, typer.Option("--data-dir", help="Where prepared corpora are kept.")]
 
@@ -13,3 +15,20 @@ DataDir = Annotated[Path, typer.Option("--data-dir", help="Where prepared corpor
 def print_json(value: Any) -> None:
     """Print a result on stdout."""
     print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def console(as_json: bool) -> Any:
+    """Where people read: stdout, or stderr while stdout carries JSON."""
+    from sweeps.display import make_console
+
+    return make_console(stderr=as_json)
+
+
+def find_sweep(given: Path | None) -> Path:
+    """The sweep directory asked for, or the one launched last under runs/."""
+    if given is not None:
+        return given
+    plans = sorted(Path("runs").glob("*/plan.json"), key=lambda path: path.stat().st_mtime)
+    if not plans:
+        raise UserError("SWEEP_DIR: none given, and there is no sweep under runs/: start one with `scaling launch`")
+    return plans[-1].parent

@@ -14,22 +14,22 @@ LAW_FILE = "law.json"
 REPORT_FILE = "report.html"
 
 
-def fit_sweep(sweep_dir: Path) -> dict[str, Any]:
+def fit_sweep(sweep_dir: Path, **settings: Any) -> dict[str, Any]:
     """Fit the law to the finished cells of a sweep's plan and write law.json; returns its content.
 
-    Rewrites the table first. Raises UserError when there are too few finished cells; a law.json of
+    `settings` are those of `analysis.study.analyse`. Rewrites the table first. Raises UserError when there are too few finished cells; a law.json of
     other cells is then removed.
     """
-    return fit_rows(sweep_dir, collect(sweep_dir))
+    return fit_rows(sweep_dir, collect(sweep_dir), **settings)
 
 
-def fit_rows(sweep_dir: Path, table: Table) -> dict[str, Any]:
+def fit_rows(sweep_dir: Path, table: Table, **settings: Any) -> dict[str, Any]:
     """As `fit_sweep`, for a table that was just collected."""
     from analysis.study import analyse
 
     path = sweep_dir / LAW_FILE
     try:
-        law = analyse(table.columns())
+        law = analyse(table.columns(), **settings)
     except UserError:
         path.unlink(missing_ok=True)
         raise

@@ -16,7 +16,7 @@ def test_the_law_carries_everything_a_report_needs():
     law = analyse(isoflop_study(noise=0.003), resamples=100)
     assert set(law) == {
         *("form", "n_points", "objective", "r_squared_log_loss", "parameters", "exponents", "intervals", "isoflop"),
-        *("optimum", "conventions", "warnings", "excluded", "diagnostics", "settings"),
+        *("method", "predictions", "optimum", "conventions", "warnings", "excluded", "diagnostics", "settings"),
     }
     assert set(law["parameters"]) == {"E", "A", "B", "alpha", "beta"}
     assert set(law["intervals"]) == {"level", "method", "resamples", "E", "A", "B", "alpha", "beta", "a", "b"}
@@ -86,6 +86,31 @@ def test_fit_table_takes_a_file_and_the_text_of_the_option(tmp_path):
     assert from_csv["settings"]["columns"]["loss"] == "val loss"
 
 
+@pytest.mark.parametrize("form", ["gamma", "tied", "kaplan", "kaplan_floor"])
+def test_every_surface_makes_a_whole_law(form):
+    law = analyse(isoflop_study(noise=0.003), form=form, resamples=30, at_flops=[1e13])
+    assert law["settings"]["form"] == form and set(law["intervals"]) > {*law["parameters"], "a", "b"}
+    (point,) = law["predictions"]
+    assert point["flops"] == 1e13 and point["params"]["low"] <= point["params"]["value"] <= point["params"]["high"]
+    assert Law.from_dict(law).optimum(1e13).loss == pytest.approx(point["loss"]["value"])
+
+
+def test_a_form_that_is_no_surface_has_parameters_and_no_optimum():
+    study = isoflop_study(noise=0.002)
+    law = analyse({"flops": study["flops_budget"], "loss": study["loss"]}, form="compute", resamples=30)
+    assert law["optimum"] == [] and law["isoflop"] is None and set(law["parameters"]) == {"E", "k", "gamma"}
+    low, high = law["intervals"]["gamma"]
+    assert low <= law["parameters"]["gamma"] <= high
+    json.dumps(law, allow_nan=False)
+
+
+def test_predictions_are_the_optimum_at_the_asked_compute():
+    law = analyse(isoflop_study(noise=0.003), resamples=50, at_flops=[1e13, 1e14])
+    assert [point["flops"] for point in law["predictions"]] == [1e13, 1e14]
+    assert law["predictions"][0]["tokens"]["value"] == pytest.approx(TRUTH.optimum(1e13).tokens, rel=0.15)
+    assert law["predictions"][1]["decades_beyond_data"] == pytest.approx(np.log10(1e14 / 3e12), abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -94,6 +119,9 @@ def test_fit_table_takes_a_file_and_the_text_of_the_option(tmp_path):
         ({"level": 90}, "level = 90"),
         ({"seed": -1}, "seed = -1"),
         ({"extrapolation": 0.5}, "extrapolation = 0.5"),
+        ({"at_flops": [-1.0]}, "at_flops = -1.0"),
+        ({"form": "nonsense"}, "form = 'nonsense'"),
+        ({"form": "compute", "at_flops": [1e12]}, "compute has no optimum"),
     ],
 )
 def test_a_bad_setting_is_one_clear_error(setting, message):
@@ -103,6 +131,6 @@ def test_a_bad_setting_is_one_clear_error(setting, message):
 
 def test_import_pulls_in_nothing_heavy():
     heavy = "{'torch', 'pandas', 'scipy', 'matplotlib', 'submitit'}"
-    code = f"import sys, analysis.study; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, analysis.study; from analysis import fit; print(sorted({heavy} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

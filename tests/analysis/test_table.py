@@ -173,6 +173,41 @@ def test_a_missing_value_of_a_parquet_file_is_an_empty_cell(tmp_path):
         read_table(tmp_path / "runs.parquet", MAP)
 
 
+def test_runs_of_one_budget_cannot_show_a_surface():
+    study = isoflop_study(budgets=1, sizes=20)
+    with pytest.raises(UserError, match="one compute budget, 5.00e.10 FLOPs.*add runs at another budget"):
+        build_table(study)
+
+
+def test_a_form_may_need_other_columns(tmp_path):
+    values = {"loss": [3.0, 2.8, 2.6, 2.5], "top1": [0.7, 0.66, 0.61, 0.57]}
+    table = build_table(values, {"loss": "loss", "error": "top1"}, inputs=("loss",), target="error", min_rows=4)
+    np.testing.assert_array_equal(table.column("error"), values["top1"])
+    with pytest.raises(UserError, match="no column for params"):
+        table.params
+    with pytest.raises(UserError, match="no column 'unique_tokens'"):
+        build_table(isoflop_study(), inputs=("params", "tokens", "unique_tokens"))
+
+
+def test_compute_is_a_column_or_follows_from_params_and_tokens():
+    study = isoflop_study()
+    columns = {name: study[name] for name in ("params", "tokens", "loss")}
+    table = build_table(columns, inputs=("flops",))
+    np.testing.assert_allclose(table.flops, study["flops_budget"])
+    assert len(build_table({"flops": study["flops_budget"], "loss": study["loss"]}, inputs=("flops",))) == 42
+    assert parse_columns("flops=C,loss=L", ("flops", "loss")) == {"flops": "C", "loss": "L"}
+    with pytest.raises(UserError, match="params is missing"):
+        parse_columns("tokens=D,loss=L", ("flops", "loss"))
+
+
+def test_some_rows_of_a_table():
+    study = {**isoflop_study(), "group": [f"g{i % 3}" for i in range(42)]}
+    table = build_table(study)
+    part = table.take(table.loss < np.median(table.loss))
+    assert len(part) == 21 and part.run_id[0] in table.run_id and set(part.group) <= {"g0", "g1", "g2"}
+    np.testing.assert_array_equal(part.flops, 6 * part.params * part.tokens)
+
+
 def test_a_loss_that_never_changes_is_refused():
     study = isoflop_study()
     study["loss"] = [2.5] * len(study["loss"])

@@ -184,10 +184,29 @@ def test_fit_any_table(run, tmp_path):
     assert {"form", "objective", "exponents", "intervals", "warnings"} <= law.keys()
 
 
+def test_fit_with_another_form_and_loss(run, tmp_path):
+    cells = [(n, d) for n in (1e6, 3e6, 1e7, 3e7) for d in (1e8, 1e9, 1e10)]
+    lines = [f"{n},{d},{1.7 + (400 / n**0.34 + 410 / d**0.28) ** 0.8}" for n, d in cells]
+    (tmp_path / "table.csv").write_text("\n".join(["params,tokens,loss", *lines]) + "\n")
+    options = ["--form", "gamma", "--loss", "log", "--bootstrap", 20, "--seed", 3]
+    options += ["--at-flops", 1e18, "--at-flops", 1e19]
+    code, out, _ = run("fit", "table.csv", *options, "--json")
+    law = json.loads(out)
+    assert code == 0 and law["parameters"]["gamma"] == pytest.approx(0.8, rel=1e-2)
+    assert law["settings"]["loss"] == "log" and law["settings"]["seed"] == 3 and law["intervals"]["resamples"] == 20
+    assert [point["flops"] for point in law["predictions"]] == [1e18, 1e19] and "squares" in law["method"]
+    assert "at 1e+18 FLOPs: params" in run("fit", "table.csv", *options)[1]
+    assert "gamma =" in run("fit", "table.csv", "--form", "compute", "--bootstrap", 20)[1]
+
+
 def test_mistakes_of_fit(mistake, tmp_path):
     (tmp_path / "table.csv").write_text("N,D,L\n1,2,3\n")
     assert "nowhere.csv" in mistake("fit", "nowhere.csv")
     assert "params" in mistake("fit", "table.csv")
+    assert "form = 'cubic'" in mistake("fit", "table.csv", "--form", "cubic")
+    assert "loss = 'mae'" in mistake("fit", "table.csv", "--loss", "mae")
+    assert "--hold E" in mistake("fit", "table.csv", "--hold", "E")
+    assert "a surface" in mistake("fit", tmp_path, "--form", "compute")
     assert "--columns" in mistake("fit", tmp_path, "--columns", "params=N,tokens=D,loss=L")
 
 

@@ -1,0 +1,77 @@
+"""`analysis.fit`: a table of runs to one fitted law."""
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis.estimator import Estimator, Fit, fit_law
+from analysis.law import Law
+from analysis.laws import find_form
+from analysis.selection import Selection, select
+from analysis.table import Table, build_table, parse_columns, read_table
+
+
+def fit(
+    table: Any,
+    form: str | type[Law] = "chinchilla",
+    *,
+    columns: Mapping[str, str] | str | None = None,
+    loss: str = "huber",
+    delta: float = 1e-3,
+    held: Mapping[str, float] | None = None,
+    duplicates: str = "keep",
+    outliers: str = "none",
+    weights: str = "equal",
+) -> Fit:
+    """Fit a form to a table of runs.
+
+    table: a pandas DataFrame, a mapping of equal-length columns, a Table, or the path of a CSV, TSV or Parquet file.
+    form: a name in `FORMS` such as "gamma", its equation, or the class. columns: this project's names -> the table's,
+    also as the text params=COL,tokens=COL,loss=COL; None: they are the same.
+    loss, delta, held: see `Estimator`. duplicates, outliers, weights: see `analysis.selection`.
+
+    Returns a Fit: `.law`, `.objective`, diagnostics, and in `.settings` everything that was asked for. Raises UserError
+    for a table or a setting that cannot be used.
+    """
+    estimator = Estimator(form=find_form(form), loss=loss, delta=delta, held=dict(held or {}))
+    chosen = choose_rows(
+        load_table(table, columns, estimator.form),
+        estimator,
+        duplicates=duplicates,
+        outliers=outliers,
+        weights=weights,
+    )
+    return fit_selection(chosen, estimator)
+
+
+def load_table(table: Any, columns: Mapping[str, str] | str | None, form: type[Law]) -> Table:
+    """The table of any kind that `fit` takes, checked for what a form needs. Raises UserError for a bad one."""
+    if isinstance(table, Table):
+        return table
+    if isinstance(columns, str):
+        columns = parse_columns(columns, (*form.inputs, form.target))
+    needs = {"inputs": form.inputs, "target": form.target, "min_rows": len(fields(form)) + 1}
+    if isinstance(table, (str, Path)):
+        return read_table(table, columns, **needs)
+    return build_table(table, columns, **needs)
+
+
+def choose_rows(table: Table, estimator: Estimator, **rules: str) -> Selection:
+    """The rows and weights that the rules of `analysis.selection` give; "residual:Z" makes a first fit."""
+
+    def residuals(rows: Table) -> np.ndarray:
+        columns = [rows.column(name) for name in estimator.form.inputs]
+        target = rows.column(estimator.form.target)
+        return np.log(fit_law(columns, target, estimator).law.predict(*columns)) - np.log(target)
+
+    return select(table, estimator.form, residuals, **rules)
+
+
+def fit_selection(chosen: Selection, estimator: Estimator) -> Fit:
+    """The fit of chosen rows, with every setting in it."""
+    target = chosen.table.column(estimator.form.target)
+    fitted = fit_law(chosen.inputs(estimator.form), target, estimator, chosen.weights)
+    return replace(fitted, settings={**estimator.settings(), **chosen.settings})
