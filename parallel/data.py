@@ -135,6 +135,7 @@ class FlatParameters:
         self.compute = self.data if compute_dtype in (None, self.data.dtype) else self.data.to(compute_dtype)
         self.owned = [segment for bucket in self._buckets for segment in self._segments(bucket)]
         self._counted = self._ranges_of_primaries()
+        self._gradients = self.named(self.grad)
 
     def _own(self, bucket: _Bucket) -> tuple[int, int]:
         length = (bucket.end - bucket.start) // self.replica.size
@@ -183,7 +184,7 @@ class FlatParameters:
 
     def finish(self) -> None:
         """Complete the gradients of the owned segments: sums over partial axes, then over the replicas."""
-        sum_partial(self.shards, self.named(self.grad))
+        sum_partial(self.shards, self._gradients)
         if self.replica.size == 1:
             return
         for bucket in self._buckets:

@@ -217,7 +217,7 @@ class _Trainer:
 
     def _new_choice(self) -> precision.Choice:
         config = self.config
-        fused = fusing(config, self.device) and attention_fusable(config.model)
+        fused = fusing(config, self.device) and attention_fusable(config.model, self.mesh)
         return precision.choose(config.execution, self.device, config.model.hidden_size, fused)
 
     def _choose_kernels(self) -> Kernels:
