@@ -4,6 +4,7 @@ For each budget C, loss is a parabola in ln N; its vertex is N*(C), and D*(C) is
 that runs of that size got. Straight lines through ln N* and ln D* against ln C give the exponents a and b.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -129,24 +130,29 @@ def log_tokens_at(table: Table, rows: np.ndarray, log_params: np.ndarray) -> np.
     return y.mean() + slope * (log_params - x.mean())
 
 
-def regress(log_flops: np.ndarray, log_params: np.ndarray, log_tokens: np.ndarray) -> Exponents:
+def regress(
+    log_flops: np.ndarray, log_params: np.ndarray, log_tokens: np.ndarray, weights: Sequence[float] | None = None
+) -> Exponents:
     """Least-squares lines of ln N* and ln D* on ln C.
 
-    log_flops [k]; log_params, log_tokens [k] or [R, k], nan where a budget has no minimum. Fewer than two
-    minima give nan.
+    log_flops [k]; log_params, log_tokens [k] or [R, k], nan where a budget has no minimum; weights [k], equal by
+    default. Fewer than two minima give nan.
     """
-    a, params_coefficient = _line(log_flops, log_params)
-    b, tokens_coefficient = _line(log_flops, log_tokens)
+    weight = np.ones(len(log_flops)) if weights is None else np.asarray(weights, np.float64)
+    a, params_coefficient = _line(log_flops, log_params, weight)
+    b, tokens_coefficient = _line(log_flops, log_tokens, weight)
     return Exponents(a, b, params_coefficient, tokens_coefficient)
 
 
-def _line(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _line(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Slope and exp(intercept) along the last axis, ignoring nan in y."""
     known = np.isfinite(y)
-    count = known.sum(-1)
+    weight = known * weight
+    total = weight.sum(-1)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        mean_x = (known * x).sum(-1) / count
-        mean_y = np.where(known, y, 0).sum(-1) / count
+        mean_x = (weight * x).sum(-1) / total
+        mean_y = (weight * np.where(known, y, 0)).sum(-1) / total
         dx = np.where(known, x - np.expand_dims(mean_x, -1), 0)
-        slope = (dx * np.where(known, y, 0)).sum(-1) / np.where(count >= 2, (dx**2).sum(-1), np.nan)
+        spread = (weight * dx**2).sum(-1)
+        slope = (weight * dx * np.where(known, y, 0)).sum(-1) / np.where(known.sum(-1) >= 2, spread, np.nan)
         return slope, np.exp(mean_y - slope * mean_x)

@@ -5,7 +5,7 @@ from typing import Any
 from analysis.compute_law import ComputeLaw
 from analysis.downstream import ExponentialErrorLaw, SigmoidErrorLaw
 from analysis.law import Allocation, Law
-from analysis.power_law import BatchSizeLaw, LearningRateLaw
+from analysis.power_law import BatchSizeLaw, BatchSizeOfBothLaw, LearningRateLaw
 from analysis.repeated import RepeatedDataLaw
 from analysis.surface import Surface
 from analysis.surfaces import ChinchillaLaw, GammaLaw, KaplanFloorLaw, KaplanLaw, TiedLaw
@@ -18,7 +18,7 @@ FORMS: dict[str, type[Law]] = {
     form.name: form
     for form in (
         *(ChinchillaLaw, GammaLaw, TiedLaw, KaplanLaw, KaplanFloorLaw, ComputeLaw, RepeatedDataLaw),
-        *(ExponentialErrorLaw, SigmoidErrorLaw, LearningRateLaw, BatchSizeLaw),
+        *(ExponentialErrorLaw, SigmoidErrorLaw, LearningRateLaw, BatchSizeLaw, BatchSizeOfBothLaw),
     )
 }
 

@@ -61,3 +61,17 @@ class BatchSizeLaw(PowerLaw):
     source: ClassVar[str] = "Li et al. 2025 (step law), arXiv 2503.04715"
     inputs: ClassVar[tuple[str, ...]] = ("tokens",)
     target: ClassVar[str] = "batch_size"
+
+
+@dataclass(frozen=True)
+class BatchSizeOfBothLaw(PowerLaw):
+    """Best batch size c N^params_exponent D^tokens_exponent, in tokens: where size matters too."""
+
+    c: Any
+    params_exponent: Any
+    tokens_exponent: Any
+
+    form: ClassVar[str] = "BS = c N^p D^q"
+    name: ClassVar[str] = "batch_size_of_both"
+    source: ClassVar[str] = "BatchSizeLaw with a power of N"
+    target: ClassVar[str] = "batch_size"

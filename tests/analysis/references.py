@@ -36,3 +36,25 @@ def columns_of(fit):
         ]
     assert len(rows) == fit["n_rows"]
     return (np.array([float(row[name]) for row in rows]) for name in ("params_N", "tokens_D", "loss", "flops_C"))
+
+
+def published(name):
+    """Parameters for pytest: each (key, value) of one published result, or one loud skip without the data."""
+    try:
+        entries = json.loads((FOLDER / "reference_fits.json").read_text())["published"]
+    except FileNotFoundError:
+        reason = f"NOT CHECKED against published values: {FOLDER} is absent"
+        return [pytest.param(None, id=f"no-{name}-data", marks=pytest.mark.skip(reason=reason))]
+    (entry,) = [entry for entry in entries if entry["id"] == name]
+    return [pytest.param(item, id=item[0]) for item in entry.get("values", entry).items() if item[0] != "id"]
+
+
+def rows_of(file, **equal):
+    """Rows of a table as dictionaries of text, those whose columns have the given values."""
+    with open(FOLDER / file, newline="") as opened:
+        return [row for row in csv.DictReader(opened) if all(row[name] == value for name, value in equal.items())]
+
+
+def numbers(rows, *names):
+    """Columns of rows as float64 arrays."""
+    return [np.array([float(row[name]) for row in rows]) for name in names]

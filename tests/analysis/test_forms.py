@@ -20,6 +20,7 @@ EXAMPLES = {
     "error_sigmoid": (0.2, 0.55, 2.5, 2.9),
     "learning_rate": (1.79, -0.71, 0.31),
     "batch_size": (0.58, 0.57),
+    "batch_size_of_both": (0.6, 0.05, 0.5),
 }
 
 

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -25,7 +28,8 @@ def test_fit_takes_a_frame_a_file_and_other_names(tmp_path):
 
 @pytest.mark.parametrize("form", [form for form in FORMS.values() if form.inputs == ("params", "tokens")])
 def test_every_form_of_size_and_data_fits_a_frame(form):
-    table = frame().assign(learning_rate=lambda rows: 2.0 * rows.params**-0.5 * rows.tokens**0.2)
+    power = {"learning_rate": lambda rows: 2.0 * rows.params**-0.5 * rows.tokens**0.2}
+    table = frame().assign(**power, batch_size=lambda rows: 3.0 * rows.params**0.1 * rows.tokens**0.5)
     fitted = fit(table, form)
     assert fitted.settings["form"] == form.name and fitted.r_squared_log_loss > 0.9
     with pytest.raises(AttributeError):
@@ -90,3 +94,15 @@ def test_too_few_rows_for_the_form():
     table = frame().iloc[::7]
     with pytest.raises(UserError, match="6 finished runs; a fit needs at least 7"):
         fit(table, "gamma")
+
+
+def test_the_package_offers_its_names_without_importing_anything_heavy():
+    code = (
+        "import sys, analysis; before = set(sys.modules); from analysis import fit, Law; import analysis.study; "
+        "from analysis import fit as again; assert fit is again and callable(fit); "
+        "print('numpy' in before, sorted({'torch', 'pandas', 'scipy', 'matplotlib'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split(maxsplit=1) == ["False", "[]\n"]
+    with pytest.raises(ImportError, match="fitt"):
+        from analysis import fitt  # noqa: F401
