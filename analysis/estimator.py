@@ -97,7 +97,8 @@ class Fit:
     """How the rows were chosen and weighted, when `analysis.fit` made the fit."""
 
 
-def _problem(inputs: Sequence[Any], target: Any, estimator: Estimator) -> tuple[Objective, np.ndarray]:
+def objective_of(inputs: Sequence[Any], target: Any, estimator: Estimator) -> tuple[Objective, np.ndarray]:
+    """What a fit of these rows minimises, and the centre [inputs] that its coordinates refer to."""
     form = estimator.form
     columns = np.stack([np.asarray(column, np.float64) for column in inputs])
     regressors = form.regressors(columns)
@@ -139,7 +140,7 @@ def fit_law(inputs: Sequence[Any], target: Any, estimator: Estimator = Estimator
     in nats per token; weights [n] or None for equal ones. Raises UserError when the form cannot be evaluated at any
     start.
     """
-    objective, centre = _problem(inputs, target, estimator)
+    objective, centre = objective_of(inputs, target, estimator)
     weight = np.ones((1, len(objective.target))) if weights is None else np.asarray(weights, np.float64)[None]
     candidates = objective.hold(estimator.form.starting_points(objective.x, objective.log_target))
     values, _ = objective.value_and_gradient(candidates, weight)
@@ -175,7 +176,7 @@ def refit(inputs: Sequence[Any], target: Any, weights: np.ndarray, fit: Fit) -> 
     1 % and moved no end of an interval by 0.005.
     """
     estimator = fit.estimator
-    objective, centre = _problem(inputs, target, estimator)
+    objective, centre = objective_of(inputs, target, estimator)
     search = objective.projected_minima if estimator.projects else objective.minima
     chunk = max(1, _CHUNK_ELEMENTS // len(objective.target))
     theta = np.empty((len(weights), len(fit.coordinates)))
