@@ -21,7 +21,8 @@ def check_layout(config: RunConfig, ranks: int | None = None) -> None:
     wanted = layout.world_size if ranks is None else ranks
     problems = layout_problems(config)
     if wanted != layout.world_size:
-        problems.insert(0, f"parallel = {layout}: needs {_count(layout.world_size)}, and {wanted} were started")
+        start = f"torchrun --nproc-per-node {layout.world_size} -m scaling.train starts {layout.world_size}"
+        problems.insert(0, f"parallel = {layout}: needs {_count(layout.world_size)}, and {wanted} started ({start})")
     if not problems:
         return
     possible = sorted(possible_layouts(config, wanted), key=lambda other: _distance(layout, other))

@@ -269,7 +269,7 @@ def test_a_directory_of_another_run_is_refused(run_config, run_values, corpus, t
         ("data.fingerprint=0000", "fingerprint"),
         ("model.vocab_size=100", "vocab_size = 100"),
         ("data.validation_sequences=100000", "validation_sequences = 100000"),
-        ("parallel.tensor_parallel_size=2", "tp2: needs 2 ranks, and 1 were started"),
+        ("parallel.tensor_parallel_size=2", "tp2: needs 2 ranks, and 1 started"),
         ("execution.num_threads=100000", "num_threads = 100000"),
     ],
 )
