@@ -22,7 +22,7 @@ class ComputeLaw(Law):
     source: ClassVar[str] = "Henighan et al. 2020, arXiv 2010.14701, equation 1.1; Porian et al. 2024, arXiv 2406.19146"
     inputs: ClassVar[tuple[str, ...]] = ("flops",)
     linear: ClassVar[int] = 2
-    scales = {"k": "flops"}
+    coefficients_in_units: ClassVar[frozenset[str]] = frozenset({"k"})
 
     def loss(self, flops: Any) -> np.ndarray:
         """Predicted loss, nats per token, of the best run with this compute."""

@@ -41,7 +41,7 @@ class ExponentialErrorLaw(ErrorLaw):
     form: ClassVar[str] = "epsilon - k exp(-gamma L)"
     name: ClassVar[str] = "error_exponential"
     source: ClassVar[str] = "Gadre et al. 2024, arXiv 2403.08540, equation 5"
-    scales = {"k": "loss"}
+    coefficients_in_units: ClassVar[frozenset[str]] = frozenset({"k"})
 
     @classmethod
     def log_prediction(cls, theta: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

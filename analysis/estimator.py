@@ -26,7 +26,7 @@ class Estimator:
     form: what is fitted. loss: "huber", "log" or "linear" (see `analysis.objective`).
     delta: residual of log loss at which Huber's function turns from square to linear; used by "huber" only.
     held: parameters that are kept at a value, such as {"E": 1.69}.
-    num_starts: starts that are polished.
+    num_starts: starts that are polished; raise it where a coefficient is held and its exponent is not.
     tolerance: a start is done when three steps in a row lower the objective by less than this share of it;
         `resample_tolerance` is the same for bootstrap resamples.
     """
@@ -102,10 +102,9 @@ def objective_of(inputs: Sequence[Any], target: Any, estimator: Estimator) -> tu
     form = estimator.form
     columns = np.stack([np.asarray(column, np.float64) for column in inputs])
     regressors = form.regressors(columns)
-    # A held coefficient is known in the units of its input, so that input is not centred.
-    centre = form.centre(regressors)
-    fixed = {form.scales[name] for name in estimator.held if name in form.scales}
-    centre = np.where([name in fixed for name in form.inputs], 0.0, centre)
+    # A held coefficient is known in the units of the inputs, so these are then not centred.
+    in_units = form.coefficients_in_units & set(estimator.held)
+    centre = np.zeros(len(columns)) if in_units else form.centre(regressors)
     held = _held_coordinates(estimator, centre)
     objective = Objective(
         form, regressors - centre[:, None], np.asarray(target, np.float64), estimator.loss, estimator.delta, held
@@ -114,12 +113,19 @@ def objective_of(inputs: Sequence[Any], target: Any, estimator: Estimator) -> tu
 
 
 def _held_coordinates(estimator: Estimator, centre: np.ndarray) -> dict[int, float]:
-    """Index and value of the coordinates that held parameters pin: parameter i is coordinate i in every form."""
+    """Index and value of the coordinates that held parameters pin: parameter i is coordinate i in every form.
+
+    Raises UserError for a parameter that no coordinate stands for unless others are held as well.
+    """
     names = [f.name for f in fields(estimator.form)]
-    if not estimator.held:
-        return {}
-    coordinates = estimator.form(*(float(estimator.held.get(name, 1.0)) for name in names)).coordinates(centre)
-    return {names.index(name): float(coordinates[names.index(name)]) for name in estimator.held}
+    first, second = (
+        estimator.form(*(float(estimator.held.get(name, free**i)) for i, name in enumerate(names))).coordinates(centre)
+        for free in (1.0, 1.5)
+    )
+    for name in estimator.held:
+        if not np.isclose(first[names.index(name)], second[names.index(name)], rtol=1e-12, atol=1e-12):
+            raise UserError(f"held {name}: {estimator.form.name} can hold it only together with its exponents")
+    return {names.index(name): float(first[names.index(name)]) for name in estimator.held}
 
 
 def _distinct_best(starts: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:

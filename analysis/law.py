@@ -36,7 +36,7 @@ class Law(ABC):
     inputs, target: columns of a table that it reads and predicts; the target is positive.
     linear: how many leading coordinates are logarithms of non-negative coefficients that the prediction is linear
     in; variable projection solves these exactly (0: none).
-    scales: coefficient -> input, for those whose unit depends on the input's.
+    coefficients_in_units: parameters whose unit, and so whose coordinate, depends on the centre of the inputs.
     """
 
     form: ClassVar[str]
@@ -45,7 +45,7 @@ class Law(ABC):
     inputs: ClassVar[tuple[str, ...]] = ("params", "tokens")
     target: ClassVar[str] = "loss"
     linear: ClassVar[int] = 0
-    scales: ClassVar[Mapping[str, str]] = {}
+    coefficients_in_units: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     @abstractmethod

@@ -14,6 +14,8 @@ class PowerLaw(Law):
     In logarithms it is a line, so coordinates are (ln c', exponents) and the start is already the least-squares fit.
     """
 
+    coefficients_in_units: ClassVar[frozenset[str]] = frozenset({"c"})
+
     @classmethod
     def log_prediction(cls, theta: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         value = theta[:, :1] + sum(theta[:, i + 1, None] * x[i] for i in range(len(x)))

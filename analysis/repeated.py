@@ -34,7 +34,7 @@ class RepeatedDataLaw(Law):
     name: ClassVar[str] = "repeated"
     source: ClassVar[str] = "Muennighoff et al. 2023, arXiv 2305.16264, section 3"
     inputs: ClassVar[tuple[str, ...]] = ("params", "tokens", "unique_tokens")
-    scales = {"A": "params", "B": "tokens"}
+    coefficients_in_units: ClassVar[frozenset[str]] = frozenset({"A", "B"})
 
     @property
     def surface(self) -> ChinchillaLaw:

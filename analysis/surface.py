@@ -40,7 +40,7 @@ class Surface(Law):
     """
 
     coefficients: ClassVar[tuple[str | None, str, str]] = ("E", "A", "B")
-    scales = {"A": "params", "B": "tokens"}
+    coefficients_in_units: ClassVar[frozenset[str]] = frozenset({"A", "B"})
     embedding: ClassVar[np.ndarray]
     offset: ClassVar[np.ndarray] = np.zeros(6)
 

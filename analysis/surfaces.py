@@ -150,7 +150,7 @@ class KaplanLaw(Surface):
     name: ClassVar[str] = "kaplan"
     source: ClassVar[str] = "Kaplan et al. 2020, arXiv 2001.08361, equation 1.5"
     coefficients: ClassVar[tuple[None, str, str]] = (None, "N_c", "D_c")
-    scales = {"N_c": "params", "D_c": "tokens"}
+    coefficients_in_units: ClassVar[frozenset[str]] = frozenset({"N_c", "D_c"})
     # theta = (ln A', ln B', ln alpha_N, ln alpha_D): alpha = alpha_N/alpha_D, beta = 1, gamma = alpha_D.
     embedding: ClassVar[np.ndarray] = np.array(
         [[0, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0], [0, 0, 0, 1, 0, 0], [0, 0, 0, -1, 0, 1]], float
@@ -192,7 +192,7 @@ class KaplanFloorLaw(Surface):
     name: ClassVar[str] = "kaplan_floor"
     source: ClassVar[str] = "Kaplan et al. 2020, arXiv 2001.08361, equation 1.5, with a constant added"
     coefficients: ClassVar[tuple[str, str, str]] = ("E", "N_c", "D_c")
-    scales = KaplanLaw.scales
+    coefficients_in_units: ClassVar[frozenset[str]] = KaplanLaw.coefficients_in_units
     embedding: ClassVar[np.ndarray] = np.vstack([np.eye(6)[:1], KaplanLaw.embedding])
 
     def terms(self) -> Terms:

@@ -88,6 +88,21 @@ def test_exact_data_give_back_the_exact_law(name, loss):
 
 
 @pytest.mark.parametrize("name", FORMS)
+def test_any_one_parameter_can_be_held(name):
+    law = example(name)
+    inputs = inputs_of(law)
+    for parameter, value in law.parameters().items():
+        if parameter == "N_c":
+            with pytest.raises(UserError, match="together with its exponents"):
+                fit_law(inputs, law.predict(*inputs), Estimator(form=type(law), held={"N_c": value}))
+            continue
+        held = Estimator(form=type(law), loss="log", held={parameter: value}, num_starts=60)
+        fit = fit_law(inputs, law.predict(*inputs), held)
+        assert getattr(fit.law, parameter) == pytest.approx(value, rel=1e-12)
+        np.testing.assert_allclose(fit.law.predict(*inputs), law.predict(*inputs), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", FORMS)
 def test_refits_are_the_fits_of_the_resamples(name):
     law = example(name)
     inputs = inputs_of(law)

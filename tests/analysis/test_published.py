@@ -74,7 +74,7 @@ def test_repeated_data_of_muennighoff():
     assert objective == pytest.approx(0.01582594, abs=5e-9)
     # Theirs is a local optimum: repeats that lose next to nothing fit these runs better.
     ours = fit_law(inputs, loss, Estimator(form=RepeatedDataLaw, held=DATABLATIONS))
-    assert ours.objective < 0.015805 and ours.law.R_D > 47
+    assert ours.objective < 0.015805 and 47 < ours.law.R_D < 100
     joint = fit_law(inputs, loss, Estimator(form=RepeatedDataLaw))
     assert joint.objective <= 0.006566 * (1 + 1e-6)
 
