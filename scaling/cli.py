@@ -14,6 +14,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from scaling.cli_data import data_app
+from scaling.cli_decide import decide
 from scaling.cli_fit import fit
 from scaling.cli_options import DataDir, Json, console, find_sweep, print_json
 from scaling.errors import UserError
@@ -177,6 +178,7 @@ def collect(sweep_dir: SweepDir = None, as_json: Json = False) -> None:
 
 
 app.command()(fit)
+app.command()(decide)
 
 
 @app.command()

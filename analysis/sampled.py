@@ -1,0 +1,99 @@
+"""A surface with its bootstrap resamples and the runs behind it: what decisions and designs start from.
+
+`law.json` keeps intervals, not resamples, so the runs are fitted again with the settings that it records.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis.estimator import Estimator, Fit, refit
+from analysis.fitting import choose_rows, fit_selection, load_table
+from analysis.isoflop import group_budgets
+from analysis.law import Law
+from analysis.laws import find_form
+from analysis.surface import Surface
+from analysis.table import Table
+from analysis.uncertainty import draw
+from scaling.errors import UserError
+
+_RULES = ("duplicates", "outliers", "weights")
+
+
+@dataclass(frozen=True)
+class SampledLaw:
+    """A law, its resamples (fields [R]; None without runs) and where they come from.
+
+    largest_flops: 6ND of the largest run, None where it is not known. runs: the rows fitted, None without any.
+    """
+
+    law: Surface
+    samples: Surface | None
+    method: str
+    largest_flops: float | None
+    source: str
+    fit: Fit | None = None
+    runs: Table | None = None
+
+
+def sample_law(table: Any, columns: Any, settings: Mapping[str, Any], resamples: int, seed: int) -> SampledLaw:
+    """Fit a surface and its resamples to a table of runs.
+
+    table, columns: as for `analysis.fit`. settings: {"form", "loss", "delta", "held", "duplicates", "outliers",
+    "weights"}, as `law.json` has them; what is missing is the usual. Raises UserError for a form that is no surface,
+    and as `analysis.fit` does.
+    """
+    if resamples < 10:
+        raise UserError(f"resamples = {resamples}: must be at least 10; 1000 is usual")
+    chosen = {name: settings[name] for name in ("loss", "delta", "held") if settings.get(name) is not None}
+    form = find_form(settings.get("form") or "chinchilla")
+    if not issubclass(form, Surface):
+        raise UserError(f"form = {form.name}: has no optimum in N and D: use a surface, such as chinchilla or gamma")
+    estimator = Estimator(form=form, **chosen)
+    rules = {name: settings[name] for name in _RULES if settings.get(name) is not None}
+    selection = choose_rows(load_table(table, columns, form), estimator, **rules)
+    fit, runs = fit_selection(selection, estimator), selection.table
+    groups = group_budgets(runs)
+    bootstrap = draw(len(runs), None if groups is None else [rows for _, rows in groups], resamples, 0.9, seed)
+    samples = refit(selection.inputs(form), runs.column(form.target), bootstrap.counts * selection.weights, fit)
+    largest = float((6.0 * runs.params * runs.tokens).max())
+    return SampledLaw(fit.law, samples, bootstrap.method, largest, runs.source, fit, runs)
+
+
+def read_law_file(path: Path, resamples: int, seed: int) -> SampledLaw:
+    """The law in a `law.json`, with resamples when the table that it names as its source is there to be fitted again.
+
+    Raises UserError when the file is not a law, or its form is not a surface.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as a law ({error}): make it with `scaling fit --json`") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: must be a JSON object: make it with `scaling fit --json`")
+    settings = data.get("settings") or {}
+    table = settings.get("source")
+    if isinstance(table, str) and Path(table).is_file():
+        return sample_law(table, settings.get("columns"), settings, resamples, seed)
+    law = Law.from_dict(data)
+    if not isinstance(law, Surface):
+        raise UserError(f"{path}: {law.form} has no optimum in N and D: fit a surface, such as chinchilla or gamma")
+    return SampledLaw(law, None, "none: the runs behind the law are not here", _largest_flops(data), str(path))
+
+
+def _largest_flops(data: Mapping[str, Any]) -> float | None:
+    """The compute of the largest run, as a `law.json` tells it."""
+    points = data.get("optimum") or []
+    if not points:
+        return None
+    return points[-1]["flops"] / 10 ** points[-1].get("decades_beyond_data", math.nan)
+
+
+def decades_beyond(flops: float, largest: float | None) -> float | None:
+    """How many decades of compute lie between the largest run and `flops`; 0 inside the data."""
+    return None if largest is None or not math.isfinite(largest) else max(0.0, float(np.log10(flops / largest)))
