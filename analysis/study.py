@@ -21,7 +21,7 @@ from analysis.fitting import choose_rows, fit_selection, load_table
 from analysis.isoflop import fit_budget, group_budgets, regress
 from analysis.laws import Law, Surface, find_form
 from analysis.table import Table
-from analysis.uncertainty import Bootstrap, draw, isoflop_intervals
+from analysis.uncertainty import Bootstrap, clusters, default_scheme, draw, isoflop_intervals
 from scaling.errors import UserError
 
 #: What the columns of this project's own tables mean.
@@ -74,7 +74,9 @@ def analyse(
     fit = fit_selection(chosen, estimator)
     runs = chosen.table
     groups = group_budgets(runs) if issubclass(estimator.form, Surface) else None
-    bootstrap = draw(len(runs), None if groups is None else [rows for _, rows in groups], resamples, level, seed)
+    together = clusters(runs)
+    scheme = default_scheme(estimator.loss) if together is None else "clustered"
+    bootstrap = draw(len(runs), together, resamples, level, seed, scheme)
     target = runs.column(estimator.form.target)
     laws = refit(chosen.inputs(estimator.form), target, bootstrap.counts * chosen.weights, fit)
     intervals = {name: bootstrap.interval(values) for name, values in laws.parameters().items()}
@@ -82,7 +84,9 @@ def analyse(
     about: dict[str, Any] = {"exponents": {}, "isoflop": None, "optimum": [], "predictions": []}
     if isinstance(fit.law, Surface):
         intervals |= {"a": bootstrap.interval(laws.a), "b": bootstrap.interval(laws.b)}
-        isoflop, isoflop_warnings = _isoflop(runs, groups, bootstrap, intervals["a"])
+        # Parabolas are least squares, whatever the surface is fitted by.
+        pairs = draw(len(runs), together, resamples, level, seed, "pairs" if together is None else "clustered")
+        isoflop, isoflop_warnings = _isoflop(runs, groups, pairs, intervals["a"])
         findings = table_findings(table) + findings + fit_findings(fit, runs) + range_findings(extrapolation)
         findings += isoflop_warnings
         compute = 6.0 * runs.params * runs.tokens

@@ -2,25 +2,119 @@ import numpy as np
 import pytest
 from studies import TRUTH, isoflop_study
 
-from analysis.study import analyse
+from analysis.estimator import Estimator, fit_law
 from analysis.isoflop import fit_budget, group_budgets
+from analysis.quantity import optimum_loss, optimum_params, optimum_tokens, parameter, tokens_per_param, wasted_usd
+from analysis.study import analyse
 from analysis.table import build_table
-from analysis.uncertainty import Bootstrap, draw, isoflop_intervals
+from analysis.uncertainty import METHODS, SCHEMES, Bootstrap, confidence_intervals, draw, isoflop_intervals
+from scaling.errors import UserError
 
 
 def test_strata_keep_their_size_and_no_run_is_forgotten():
     groups = [np.array([0, 1, 2, 3]), np.array([4, 5, 6])]
-    counts = draw(9, groups, 50, 0.9, 0).counts
+    counts = draw(9, groups, 50, 0.9, 0, "stratified").counts
     for rows, size in ((slice(0, 4), 4), (slice(4, 7), 3), (slice(7, 9), 2)):
         assert (counts[:, rows].sum(1) == size).all()
     assert (counts.sum(0) > 0).all()
-    loose = draw(9, None, 50, 0.9, 0).counts
+    loose = draw(9, groups, 50, 0.9, 0, "pairs").counts
     assert (loose.sum(1) == 9).all() and len(np.unique(loose[:, :4].sum(1))) > 1
 
 
-def test_the_seed_decides_the_draw():
-    same, again, other = (draw(20, None, 30, 0.9, seed).counts for seed in (3, 3, 4))
+def test_clusters_come_whole_and_a_run_without_one_is_its_own():
+    counts = draw(6, [np.array([0, 3]), np.array([1, 2])], 200, 0.9, 0, "clustered").counts
+    assert (counts[:, 0] == counts[:, 3]).all() and (counts[:, 1] == counts[:, 2]).all()
+    assert (counts[:, 4] != counts[:, 5]).any()
+    assert (counts[:, [0, 1, 4, 5]].sum(1) == 4).all()
+
+
+def test_random_weights_sum_to_the_number_of_runs_and_leave_none_out():
+    counts = draw(20, None, 50, 0.9, 0, "weights").counts
+    assert counts.sum(1) == pytest.approx(20) and (counts > 0).all()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_seed_decides_the_draw(scheme):
+    groups = [np.array([i, i + 10]) for i in range(10)]
+    same, again, other = (draw(20, groups, 30, 0.9, seed, scheme).counts for seed in (3, 3, 4))
     assert (same == again).all() and (same != other).any()
+
+
+@pytest.mark.parametrize(
+    "groups, scheme, remedy",
+    [
+        (None, "wild", "known are pairs, stratified, weights, clustered"),
+        (None, "stratified", "name the column of budgets"),
+        (None, "clustered", "group=COL"),
+        ([np.arange(5)], "clustered", "all runs are one cluster"),
+    ],
+)
+def test_a_scheme_that_cannot_be_drawn_is_an_error_with_a_remedy(groups, scheme, remedy):
+    with pytest.raises(UserError, match=remedy):
+        draw(5, groups, 20, 0.9, 0, scheme)
+
+
+def test_runs_that_share_their_error_need_clusters():
+    """Five checkpoints of each run, with one error: five times the rows, not five times the knowledge."""
+    rng = np.random.default_rng(0)
+    columns = isoflop_study(noise=0.0, width=4.0)
+    params, tokens = (np.repeat(columns[name], 5) for name in ("params", "tokens"))
+    loss = TRUTH.loss(params, tokens) * np.exp(0.005 * np.repeat(rng.standard_normal(len(params) // 5), 5))
+    fit = fit_law((params, tokens), loss, Estimator(loss="log"))
+    clusters = list(np.arange(len(params)).reshape(-1, 5))
+    widths = {}
+    for method in ("pairs", "clustered"):
+        found = confidence_intervals(
+            (params, tokens), loss, fit, [parameter("a")], method=method, groups=clusters, resamples=200
+        )
+        widths[method] = found["a"][1] - found["a"][0]
+    assert 1.7 * widths["pairs"] < widths["clustered"]  # the square root of five is 2.24
+
+
+@pytest.mark.parametrize("method", [*METHODS])
+def test_every_method_gives_every_quantity_an_interval_about_the_estimate(method):
+    columns = isoflop_study(noise=0.003, width=4.0)
+    inputs, loss = (columns["params"], columns["tokens"]), columns["loss"]
+    fit = fit_law(inputs, loss)
+    at_target = (quantity(3e13) for quantity in (optimum_params, optimum_tokens, tokens_per_param, optimum_loss))
+    quantities = [parameter("a"), *at_target]
+    groups = [np.array([i, i + 1]) for i in range(0, len(loss), 2)]
+    found = confidence_intervals(inputs, loss, fit, quantities, method=method, groups=groups, resamples=100)
+    for quantity in quantities:
+        low, high = found[quantity.name]
+        assert low < quantity.of(fit.law) < high < 2.5 * low
+
+
+def test_waste_is_resampled_and_nothing_at_its_lower_end():
+    columns = isoflop_study(noise=0.003, width=4.0)
+    inputs, loss = (columns["params"], columns["tokens"]), columns["loss"]
+    fit = fit_law(inputs, loss)
+    best = fit.law.optimum(3e13)
+    found = confidence_intervals(inputs, loss, fit, [wasted_usd(best.params, best.tokens, 1e-9)], resamples=200)
+    low, high = found["wasted USD"]
+    assert 0 <= low < high < 0.2 * 3e4
+
+
+def test_weights_of_the_rows_count_in_every_resample():
+    columns = isoflop_study(noise=0.003, width=4.0)
+    inputs, loss = (columns["params"], columns["tokens"]), columns["loss"].copy()
+    loss[3] *= 2.0
+    weights = np.ones(len(loss))
+    weights[3] = 0.0
+    kept = np.arange(len(loss)) != 3
+    quantity = optimum_loss(3e13)
+    spoiled = fit_law(inputs, loss, Estimator(loss="log"), weights)
+    clean = fit_law([column[kept] for column in inputs], loss[kept], Estimator(loss="log"))
+    with_it = confidence_intervals(inputs, loss, spoiled, [quantity], weights=weights, resamples=400)
+    without = confidence_intervals([column[kept] for column in inputs], loss[kept], clean, [quantity], resamples=400)
+    assert with_it[quantity.name] == pytest.approx(without[quantity.name], rel=2e-3)
+
+
+def test_an_unknown_method():
+    columns = isoflop_study(noise=0.003)
+    inputs, loss = (columns["params"], columns["tokens"]), columns["loss"]
+    with pytest.raises(UserError, match="method = 'wild': no such interval"):
+        confidence_intervals(inputs, loss, fit_law(inputs, loss), [parameter("a")], method="wild")
 
 
 def test_percentiles_leave_out_what_is_undefined_and_keep_what_is_infinite():
