@@ -1,0 +1,290 @@
+"""Which runs to train next: those that tell most about a target for their cost.
+
+What is known is a Gaussian: the surface's coordinates have a normal prior, losses have noise, and the surface's form is
+wrong by a smooth Gaussian process of a given size over ln N and ln D. Without the last, the optimal design is many
+copies of the cheapest runs, blind to where the form fails; with it, a run tells about its surroundings and no more, so
+that some lie close to the target. A run shrinks the variance of the targets by an amount that does not depend on the
+loss it will have; the next run is the one that shrinks them most per cost (V-optimality, greedily; sequential designs
+for scaling laws: ScaleBench, arXiv 2604.22753). Gradients are the form's own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from analysis.surface import Surface
+from scaling.errors import UserError
+
+#: Where nothing is known: each term is a third of the loss, with usual exponents.
+_TYPICAL = np.log([1 / 3, 1 / 3, 1 / 3, 0.35, 0.35, 0.8])
+#: Standard deviations of the logs of E, A', B', alpha, beta and gamma around it.
+_WIDTHS = np.array([1.0, 1.5, 1.5, 0.5, 0.5, 0.5])
+_MAX_STEPS = 200
+_SIZES_ON_TOP = 5
+_SPAN_ON_TOP = 4.0
+_TOP_SHARE = 0.2
+_HELD_OUT_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Belief:
+    """What is known of a surface.
+
+    noise: standard deviation of log loss between runs of one cell. form_error: that of the form, in log loss;
+    correlation_length: e-folds of N or D over which it persists. centre [2]: mean ln N and ln D that coordinates refer
+    to. prior, widths, mean [k]: coordinates before and after the runs. x [2, n], log_loss [n]: the runs.
+    """
+
+    form: type[Surface]
+    centre: np.ndarray
+    prior: np.ndarray
+    widths: np.ndarray
+    mean: np.ndarray
+    x: np.ndarray
+    log_loss: np.ndarray
+    noise: float = 3e-3
+    form_error: float = 1e-2
+    correlation_length: float = float(np.log(10.0))
+
+    @property
+    def law(self) -> Surface:
+        """The surface at the mean."""
+        return self.form.from_coordinates(self.mean, self.centre)
+
+    def place(self, params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Centred regressors [2, m] of cells."""
+        return np.log(np.stack([params, tokens]).astype(np.float64)) - self.centre[:, None]
+
+    def gradient(self, x: np.ndarray) -> np.ndarray:
+        """Derivative of the law's log loss by its coordinates, [k, m]."""
+        return self.form.log_prediction(self.mean[None], x)[1][0]
+
+    def form_covariance(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Covariance [m, n] of the form's error between places [2, m] and [2, n]."""
+        squared = ((first[:, :, None] - second[:, None, :]) ** 2).sum(0)
+        return self.form_error**2 * np.exp(-squared / (2 * self.correlation_length**2))
+
+    def predict(self, params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Expected loss: the law, corrected for what the runs nearby show of the form's error."""
+        x = self.place(params, tokens)
+        log_loss = self.form.log_prediction(self.mean[None], x)[0][0]
+        if len(self.log_loss):
+            residual = self.log_loss - self.form.log_prediction(self.mean[None], self.x)[0][0]
+            log_loss = log_loss + self.form_covariance(x, self.x) @ np.linalg.solve(self._scatter(), residual)
+        return np.exp(log_loss)
+
+    def learn(self, params: np.ndarray, tokens: np.ndarray, loss: np.ndarray) -> "Belief":
+        """The belief after all runs [n] (not those it had): the most probable coordinates, by Levenberg-Marquardt."""
+        x, log_loss = self.place(params, tokens), np.log(loss)
+        # The prior speaks of shares of the loss, so it moves with the level of the runs.
+        prior = self.prior + self.form.reduce(np.array([1.0, 1.0, 1.0, 0.0, 0.0, 0.0])) * log_loss.mean()
+        seen = replace(self, x=x, log_loss=log_loss)
+        weight, precision = np.linalg.inv(seen._scatter()), np.diag(self.widths**-2.0)
+
+        def misfit(theta: np.ndarray) -> float:
+            residual = self.form.log_prediction(theta[None], x)[0][0] - log_loss
+            return float(residual @ weight @ residual + (theta - prior) @ precision @ (theta - prior))
+
+        theta, damping = prior.copy(), 1e-3
+        best = misfit(theta)
+        for _ in range(_MAX_STEPS):
+            value, jacobian = (part[0] for part in self.form.log_prediction(theta[None], x))
+            slope = jacobian @ weight @ (value - log_loss) + precision @ (theta - prior)
+            curvature = jacobian @ weight @ jacobian.T + precision
+            step = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature)), slope)
+            tried = misfit(theta - step)
+            if tried < best:
+                theta, damping, finished = theta - step, damping / 5, best - tried < 1e-10 * best
+                best = tried
+            else:
+                damping, finished = damping * 5, damping > 1e8
+            if finished:
+                break
+        return replace(seen, mean=theta)
+
+    def _scatter(self) -> np.ndarray:
+        """Covariance [n, n] of the runs' log losses around the law."""
+        return self.form_covariance(self.x, self.x) + self.noise**2 * np.eye(self.x.shape[1])
+
+
+def ignorance(form: type[Surface], params: np.ndarray, tokens: np.ndarray, **settings: float) -> Belief:
+    """The belief before any run, for cells around these [n]; settings: noise, form_error, correlation_length."""
+    centre = np.log(np.stack([params, tokens]).astype(np.float64)).mean(1)
+    typical, widths = form.reduce(_TYPICAL), np.abs(form.reduce(_WIDTHS))
+    return Belief(form, centre, typical, widths, typical, np.empty((2, 0)), np.empty(0), **settings)
+
+
+class Targets(NamedTuple):
+    """Quantities to be known: their gradients by the coordinates [k, t], and the places [2, t] of losses among them.
+
+    A column of places that is nan is a quantity of the law alone, such as ln N*.
+    """
+
+    gradient: np.ndarray
+    places: np.ndarray
+
+
+def optimum_targets(belief: Belief, flops: float) -> Targets:
+    """ln N* and ln L* at `flops` = 6ND.
+
+    With x + y = s at the optimum of A'e^(-alpha x) + B'e^(-beta y), x* = (ln(alpha A') - ln(beta B') + beta s) /
+    (alpha + beta); that of ln L* needs no derivative of x*, as the loss is least there.
+    """
+    best = belief.law.optimum(flops)
+    place = belief.place(np.atleast_1d(best.params), np.atleast_1d(best.tokens))
+    alpha, beta = np.exp((belief.mean @ belief.form.embedding + belief.form.offset)[3:5])
+    x, y = place[:, 0]
+    six = np.array([0.0, 1.0, -1.0, 1.0 - alpha * x, beta * y - 1.0, 0.0]) / (alpha + beta)
+    gradient = np.stack([belief.form.embedding @ six, belief.gradient(place)[:, 0]], 1)
+    return Targets(gradient, np.concatenate([np.full((2, 1), np.nan), place], 1))
+
+
+def loss_targets(belief: Belief, params: np.ndarray, tokens: np.ndarray) -> Targets:
+    """ln L at given cells [t]."""
+    places = belief.place(params, tokens)
+    return Targets(belief.gradient(places), places)
+
+
+def joint_covariance(belief: Belief, params: np.ndarray, tokens: np.ndarray, targets: Targets) -> np.ndarray:
+    """Covariance [n + t, n + t] of the log losses of cells [n] and of the targets, given the runs of the belief."""
+    x = belief.place(params, tokens)
+    seen = belief.x.shape[1]
+    gradient = np.concatenate([belief.gradient(belief.x), belief.gradient(x), targets.gradient], 1)
+    places = np.concatenate([belief.x, x, targets.places], 1)
+    is_loss = ~np.isnan(places[0])
+    covariance = gradient.T @ (belief.widths[:, None] ** 2 * gradient)
+    covariance[np.ix_(is_loss, is_loss)] += belief.form_covariance(places[:, is_loss], places[:, is_loss])
+    if not seen:
+        return covariance
+    known = covariance[:seen, :seen] + belief.noise**2 * np.eye(seen)
+    return covariance[seen:, seen:] - covariance[seen:, :seen] @ np.linalg.solve(known, covariance[:seen, seen:])
+
+
+Gain = Callable[[np.ndarray, int, float], np.ndarray]
+
+
+def variance_gain(covariance: np.ndarray, cells: int, noise: float) -> np.ndarray:
+    """By how much a run of each cell [n] lowers the summed variance of the targets: V-optimality."""
+    return (covariance[:cells, cells:] ** 2).sum(1) / (np.diag(covariance)[:cells] + noise**2)
+
+
+def relative_gain(covariance: np.ndarray, cells: int, noise: float) -> np.ndarray:
+    """The same for targets of different units: by which share of itself each variance falls, summed."""
+    shared = covariance[:cells, cells:] ** 2 / np.diag(covariance)[cells:]
+    return shared.sum(1) / (np.diag(covariance)[:cells] + noise**2)
+
+
+def information_gain(covariance: np.ndarray, cells: int, noise: float) -> np.ndarray:
+    """How much a run of each cell [n] tells about everything: D-optimality."""
+    return np.log1p(np.diag(covariance)[:cells] / noise**2)
+
+
+def choose(
+    covariance: np.ndarray,
+    cost: np.ndarray,
+    budget: float,
+    noise: float,
+    repeat: bool = True,
+    gain: Gain = variance_gain,
+    without: np.ndarray | None = None,
+    pause: float = np.inf,
+) -> list[int]:
+    """Indices of cells [n] in the order to run them, while the budget pays: each has the most gain per cost.
+
+    covariance: of `joint_covariance`, [n + t, n + t]. repeat: whether a cell may run again, with a new seed.
+    without: mask [n] of cells that may not run. pause: stop once so much is spent, to learn from the runs before more.
+    """
+    cells = len(cost)
+    allowed = np.ones(cells, bool) if without is None else ~without
+    chosen, spent = [], 0.0
+    while spent < pause:
+        worth = np.where(allowed & (cost <= budget - spent), gain(covariance, cells, noise) / cost, 0.0)
+        best = int(np.argmax(worth))
+        if not worth[best] > 0:
+            break
+        chosen.append(best)
+        spent += cost[best]
+        covariance = _after(covariance, best, noise)
+        allowed[best] = repeat
+    return chosen
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Cells to run next, m of them, in order; `deviations` [m + 1, 2]: of ln N* and ln L* before and after each.
+
+    role: "held-out" (to be predicted by the law of the others), "top" (the IsoFLOP at the largest budget) or "chosen".
+    """
+
+    params: np.ndarray
+    tokens: np.ndarray
+    cost: np.ndarray
+    role: tuple[str, ...]
+    deviations: np.ndarray
+
+
+def propose(
+    belief: Belief, target_flops: float, budget: float, smallest_flops: float, cost_of: Callable[..., np.ndarray]
+) -> Proposal:
+    """The next cells for a budget.
+
+    cost_of(params, tokens) [n] in the unit of `budget`. A tenth of the budget is a held-out run at its compute-optimal
+    size, a fifth an IsoFLOP of five sizes at the largest budget which that pays: the form's error shows on these two and
+    nowhere else. The rest goes to the cells that shrink the variances of ln N* and ln L* at `target_flops` by the largest
+    share per cost. Raises UserError when the budget pays for nothing.
+    """
+    if not budget > 0 or not target_flops > 0:
+        raise UserError(f"budget = {budget:g}, target = {target_flops:g} FLOPs: both must be above zero")
+    held = _isoflop(belief, _HELD_OUT_SHARE * budget, 1, smallest_flops, cost_of)
+    top = _isoflop(belief, _TOP_SHARE * budget, _SIZES_ON_TOP, smallest_flops, cost_of)
+    flops = np.geomspace(smallest_flops, max(6 * top[0][0] * top[1][0], smallest_flops), 13).repeat(17)
+    params = belief.law.optimum(flops).params * np.tile(np.geomspace(1 / 16, 16, 17), 13)
+    grid = params, flops / 6 / params
+    cost = cost_of(*grid)
+    targets = optimum_targets(belief, target_flops)
+    first = [np.concatenate(pair) for pair in zip(held, top)]
+    covariance = joint_covariance(belief, *(np.concatenate([a, b]) for a, b in zip(grid, first)), targets)
+    variances = [np.diag(covariance)[-2:]] * (1 + len(held[0]))  # a held-out run is not learned from
+    for index in range(len(cost) + len(held[0]), len(cost) + len(first[0])):
+        covariance = _after(covariance, index, belief.noise)
+        variances.append(np.diag(covariance)[-2:])
+    keep = np.r_[: len(cost), len(covariance) - 2 : len(covariance)]
+    covariance = covariance[np.ix_(keep, keep)]
+    rest = choose(covariance, cost, budget - cost_of(*first).sum(), belief.noise, gain=relative_gain)
+    for index in rest:
+        covariance = _after(covariance, index, belief.noise)
+        variances.append(np.diag(covariance)[-2:])
+    order = np.array(rest, int)
+    return Proposal(
+        params=np.concatenate([first[0], grid[0][order]]),
+        tokens=np.concatenate([first[1], grid[1][order]]),
+        cost=np.concatenate([cost_of(*first), cost[order]]),
+        role=("held-out",) * len(held[0]) + ("top",) * len(top[0]) + ("chosen",) * len(rest),
+        deviations=np.sqrt(variances),
+    )
+
+
+def _after(covariance: np.ndarray, index: int, noise: float) -> np.ndarray:
+    column = covariance[:, index]
+    return covariance - np.outer(column, column) / (column[index] + noise**2)
+
+
+def _isoflop(
+    belief: Belief, budget: float, sizes: int, smallest_flops: float, cost_of: Callable[..., np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes around N* at one compute, the largest that the budget pays for all of them, by bisection."""
+    span = np.geomspace(1 / _SPAN_ON_TOP, _SPAN_ON_TOP, sizes) if sizes > 1 else np.ones(1)
+
+    def cells(log_flops: float) -> tuple[np.ndarray, np.ndarray]:
+        params = belief.law.optimum(np.exp(log_flops)).params * span
+        return params, np.exp(log_flops) / 6 / params
+
+    low, high = np.log(smallest_flops), np.log(smallest_flops) + 60.0
+    if cost_of(*cells(low)).sum() > budget:
+        raise UserError(f"budget = {budget:g} for {sizes} run(s) at {smallest_flops:.2e} FLOPs: too little: raise it")
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if cost_of(*cells(middle)).sum() <= budget else (low, middle)
+    return cells(low)

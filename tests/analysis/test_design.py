@@ -1,0 +1,180 @@
+"""Designs: gradients and variances against brute force, choices against their rivals, proposals that keep their word."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from references import FOLDER
+
+from analysis.design import (
+    choose,
+    ignorance,
+    information_gain,
+    joint_covariance,
+    loss_targets,
+    optimum_targets,
+    propose,
+    relative_gain,
+    variance_gain,
+)
+from analysis.laws import FORMS, ChinchillaLaw
+from scaling.errors import UserError
+
+LAW = ChinchillaLaw(E=1.8172, A=477.8, B=2143.4, alpha=0.3473, beta=0.3672)
+
+
+def cells(budgets=4, sizes=5, low=1e18, high=1e20, law=LAW):
+    flops = np.geomspace(low, high, budgets).repeat(sizes)
+    params = law.optimum(flops).params * np.tile(np.geomspace(0.1, 10, sizes), budgets)
+    return params, flops / 6 / params
+
+
+def knowing(law=LAW, **settings):
+    """A belief whose mean is the truth, before any run."""
+    start = ignorance(type(law), *cells(), **settings)
+    return replace(start, mean=law.coordinates(start.centre))
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        LAW,
+        FORMS["gamma"](E=1.5, A=300.0, B=900.0, alpha=0.4, beta=0.35, gamma=0.7),
+        FORMS["tied"](E=1.7, A=300.0, B=900.0, alpha=0.35),
+        FORMS["kaplan_floor"](E=1.0, N_c=8.8e13, D_c=5.4e13, alpha_N=0.076, alpha_D=0.095),
+    ],
+    ids=lambda law: law.name,
+)
+def test_gradients_of_the_targets_are_those_of_the_optimum(law):
+    belief = knowing(law)
+    targets = optimum_targets(belief, 1e23)
+    for i in range(len(belief.mean)):
+        step = np.zeros(len(belief.mean))
+        step[i] = 1e-6
+        ends = [replace(belief, mean=belief.mean + sign * step).law.optimum(1e23) for sign in (1, -1)]
+        up, down = (np.log([end.params, end.loss]) for end in ends)
+        numeric = (up - down) / 2e-6
+        np.testing.assert_allclose(targets.gradient[i], numeric, rtol=1e-5, atol=1e-8)
+
+
+def test_with_an_exact_form_the_posterior_is_that_of_linear_regression():
+    belief = knowing(form_error=0.0)
+    params, tokens = cells()
+    targets = optimum_targets(belief, 1e22)
+    seen = replace(belief, x=belief.place(params, tokens), log_loss=np.zeros(len(params)))
+    variance = np.diag(joint_covariance(seen, np.empty(0), np.empty(0), targets))
+    jacobian = belief.gradient(seen.x)
+    precision = jacobian @ jacobian.T / belief.noise**2 + np.diag(belief.widths**-2.0)
+    expected = np.diag(targets.gradient.T @ np.linalg.inv(precision) @ targets.gradient)
+    np.testing.assert_allclose(variance, expected, rtol=1e-5)
+
+
+def test_the_gain_of_a_run_is_what_its_variance_falls_by():
+    belief, (params, tokens) = knowing(), cells()
+    targets = loss_targets(belief, *cells(1, 3, 1e22))
+    before = joint_covariance(belief, params, tokens, targets)
+    gain = variance_gain(before, len(params), belief.noise)
+    for i in (0, 7, 19):
+        run = replace(belief, x=belief.place(params[i : i + 1], tokens[i : i + 1]), log_loss=np.zeros(1))
+        after = joint_covariance(run, params, tokens, targets)
+        fall = np.trace(before[-3:, -3:]) - np.trace(after[-3:, -3:])
+        assert gain[i] == pytest.approx(fall, rel=1e-6)
+
+
+def test_learning_finds_the_law_and_sees_through_noise():
+    rng = np.random.default_rng(0)
+    params, tokens = cells(6, 9, 1e18, 1e21)
+    loss = LAW.loss(params, tokens) * np.exp(0.003 * rng.standard_normal(len(params)))
+    belief = ignorance(ChinchillaLaw, params, tokens, form_error=0.0).learn(params, tokens, loss)
+    assert belief.law.optimum(1e23).params == pytest.approx(LAW.optimum(1e23).params, rel=0.15)
+    assert belief.law.optimum(1e23).loss == pytest.approx(LAW.optimum(1e23).loss, rel=0.01)
+
+
+def test_runs_close_by_correct_a_wrong_form():
+    truth = FORMS["gamma"](E=1.5, A=300.0, B=900.0, alpha=0.4, beta=0.35, gamma=0.5)
+    params, tokens = cells(6, 7, 1e18, 1e21, truth)
+    belief = ignorance(ChinchillaLaw, params, tokens).learn(params, tokens, truth.loss(params, tokens))
+    there = params[-7:] * 1.1, tokens[-7:]
+    guesses = belief.predict(*there), belief.law.loss(*there)
+    error = [np.abs(np.log(guess / truth.loss(*there))).max() for guess in guesses]
+    assert error[0] < 0.5 * error[1]
+
+
+def test_choices_stay_within_the_budget_and_beat_their_rivals():
+    belief = knowing(form_error=0.0)
+    params, tokens = cells(7, 9, 1e18, 1e21)
+    cost, targets = 6 * params * tokens, optimum_targets(belief, 1e23)
+    covariance, budget = joint_covariance(belief, params, tokens, targets), 1e21
+
+    def variances(chosen):
+        run = replace(belief, x=belief.place(params[chosen], tokens[chosen]), log_loss=np.zeros(len(chosen)))
+        return np.diag(joint_covariance(run, np.empty(0), np.empty(0), targets))
+
+    ours = choose(covariance, cost, budget, belief.noise, gain=relative_gain)
+    assert 0.9 * budget < cost[ours].sum() <= budget
+    order = np.random.default_rng(0).permutation(len(cost))
+    at_random = order[np.cumsum(np.where(cost[order] < budget, cost[order], 0)) <= budget]
+    at_random = at_random[cost[at_random] < budget]
+    for rival in (at_random, choose(covariance, cost, budget, belief.noise, gain=information_gain)):
+        assert cost[rival].sum() <= budget
+        assert np.log(variances(ours)).sum() < np.log(variances(rival)).sum()
+
+
+def test_once_only_runs_and_runs_left_out():
+    belief, (params, tokens) = knowing(), cells()
+    cost = 6 * params * tokens
+    covariance = joint_covariance(belief, params, tokens, optimum_targets(belief, 1e22))
+    without = np.arange(len(cost)) % 2 == 0
+    chosen = choose(covariance, cost, cost.sum(), belief.noise, repeat=False, without=without)
+    assert len(chosen) == len(set(chosen)) and not without[chosen].any()
+    paused = choose(covariance, cost, cost.sum(), belief.noise, repeat=False, pause=cost[chosen[0]])
+    assert len(paused) < len(chosen)
+
+
+def test_doubt_in_the_form_moves_runs_towards_the_target():
+    largest = []
+    for form_error in (0.0, 0.01):
+        belief, (params, tokens) = knowing(form_error=form_error), cells(9, 9, 1e18, 1e21)
+        cost = 6 * params * tokens
+        covariance = joint_covariance(belief, params, tokens, optimum_targets(belief, 1e22))
+        largest.append(cost[choose(covariance, cost, 5e21, belief.noise, gain=relative_gain)].max())
+    assert largest[1] > 3 * largest[0]
+
+
+def test_a_proposal_keeps_a_top_isoflop_a_held_out_run_and_its_budget():
+    belief = knowing()
+    found = propose(belief, 1e23, 1e21, 1e18, lambda params, tokens: 6 * params * tokens)
+    role = np.array(found.role)
+    assert 0.9e21 < found.cost.sum() <= 1e21 * (1 + 1e-9)
+    assert (role == "held-out").sum() == 1 and (role == "top").sum() == 5 and (role == "chosen").sum() > 3
+    top = 6 * found.params[role == "top"] * found.tokens[role == "top"]
+    assert np.ptp(top) < 1e-6 * top[0] and found.cost[role == "held-out"] > top[0]
+    assert len(found.deviations) == len(role) + 1
+    assert (np.diff(found.deviations, axis=0) <= 1e-12).all()
+    assert (found.deviations[-1] < 0.5 * found.deviations[0]).all()
+    assert (found.deviations[0] == found.deviations[1]).all(), "the held-out run teaches nothing"
+
+
+def test_more_money_buys_more_certainty_and_none_is_refused():
+    belief = knowing()
+
+    def flops(params, tokens):
+        return 6 * params * tokens
+
+    last = [propose(belief, 1e23, budget, 1e18, flops).deviations[-1] for budget in (1e20, 1e21, 1e22)]
+    assert (np.diff(last, axis=0) < 0).all()
+    with pytest.raises(UserError, match="too little"):
+        propose(belief, 1e23, 1e18, 1e18, flops)
+    with pytest.raises(UserError, match="above zero"):
+        propose(belief, 1e23, 0.0, 1e18, flops)
+
+
+@pytest.mark.skipif(not FOLDER.is_dir(), reason=f"the published tables are not in {FOLDER}")
+def test_on_farseer_a_hundredth_a_twentieth_and_a_tenth_of_the_cost_predict_the_held_out_runs():
+    from benchmarks.design import farseer, sequential
+
+    runs = farseer(FOLDER)
+    for share, goal in ((0.01, 0.70), (0.05, 0.90), (0.1, 0.95)):
+        chosen = sequential(runs, share * runs.cost.sum(), variance_gain, 0.01)
+        assert runs.cost[chosen].sum() <= share * runs.cost.sum()
+        assert runs.r_squared(chosen) >= goal
