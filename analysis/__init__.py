@@ -14,8 +14,9 @@ _HOME = {
     "Fit": "analysis.estimator",
     "Law": "analysis.law",
     "FORMS": "analysis.laws",
+    "choose_form": "analysis.choice",
 }
-__all__ = ["FORMS", "Estimator", "Fit", "Law", "fit"]
+__all__ = ["FORMS", "Estimator", "Fit", "Law", "choose_form", "fit"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,11 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from analysis.choice import Choice, choose_form
 from analysis.estimator import Estimator, Fit, fit_law
 from analysis.law import Law
-from analysis.laws import find_form
+from analysis.laws import ChinchillaLaw, find_form
 from analysis.selection import Selection, select
 from analysis.table import Table, build_table, parse_columns, read_table
+from scaling.errors import UserError
+
+#: The form that stands for the choice by backtest.
+AUTO = "auto"
 
 
 def fit(
@@ -29,14 +34,15 @@ def fit(
     """Fit a form to a table of runs.
 
     table: a pandas DataFrame, a mapping of equal-length columns, a Table, or the path of a CSV, TSV or Parquet file.
-    form: a name in `FORMS` such as "gamma", its equation, or the class. columns: this project's names -> the table's,
+    form: a name in `FORMS` such as "gamma", its equation, or the class; or "auto": the surface that predicts budgets
+    left out best (see `choose_form`, which also averages all forms). columns: this project's names -> the table's,
     also as the text params=COL,tokens=COL,loss=COL; None: they are the same.
     loss, delta, held: see `Estimator`. duplicates, outliers, weights: see `analysis.selection`.
 
     Returns a Fit: `.law`, `.objective`, diagnostics, and in `.settings` everything that was asked for. Raises UserError
     for a table or a setting that cannot be used.
     """
-    estimator = Estimator(form=find_form(form), loss=loss, delta=delta, held=dict(held or {}))
+    estimator = first_estimator(form, loss, delta, held)
     chosen = choose_rows(
         load_table(table, columns, estimator.form),
         estimator,
@@ -44,7 +50,28 @@ def fit(
         outliers=outliers,
         weights=weights,
     )
+    if form == AUTO:
+        estimator, _ = choose_estimator(chosen, estimator)
     return fit_selection(chosen, estimator)
+
+
+def first_estimator(form: Any, loss: str, delta: float, held: Mapping[str, float] | None) -> Estimator:
+    """The estimator asked for; with form "auto" that of the reference surface, until the backtest has chosen."""
+    if form == AUTO and held:
+        raise UserError(f"held {next(iter(held))}: form = auto may choose a form without it; name the form")
+    found = ChinchillaLaw if form == AUTO else find_form(form)
+    return Estimator(form=found, loss=loss, delta=delta, held=dict(held or {}))
+
+
+def weighted_table(chosen: Selection) -> Table:
+    """The chosen rows with their weights as the column that a backtest reads."""
+    return replace(chosen.table, values={**chosen.table.values, "weight": chosen.weights})
+
+
+def choose_estimator(chosen: Selection, estimator: Estimator) -> tuple[Estimator, Choice | None]:
+    """The estimator with the surface that the backtest favours, and the whole choice; None when there can be none."""
+    choice = choose_form(weighted_table(chosen), estimator)
+    return (estimator, None) if choice is None else (replace(estimator, form=find_form(choice.surface)), choice)
 
 
 def load_table(table: Any, columns: Mapping[str, str] | str | None, form: type[Law]) -> Table:
