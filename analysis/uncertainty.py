@@ -11,7 +11,7 @@ Which runs a resample holds, and how often, is a matter of the scheme:
     only honest one when runs of a cluster share their error.
 
 Wild bootstraps of residuals are not offered: with a Huber loss their nominal 90 % covers 73 to 82 %. How often each
-scheme covers is in benchmarks/README.md. Model-form error is in none of them: see `analysis.model_form`.
+scheme covers is in benchmarks/README.md. Model-form error is in none of them: see `analysis.choice`.
 """
 
 from collections.abc import Mapping, Sequence

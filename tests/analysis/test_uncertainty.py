@@ -162,3 +162,19 @@ def test_interval_of_each_minimum_holds_its_vertex():
     assert len(intervals.params_opt) == len(budgets)
     for budget, (low, high) in zip(budgets, intervals.params_opt):
         assert low < budget.params_opt < high < 2 * low
+
+
+def test_a_table_that_names_clusters_is_resampled_by_them():
+    columns = isoflop_study(noise=0.01)
+    count = len(columns["loss"])
+    methods = {
+        name: analyse({**columns, **extra}, resamples=20)["intervals"]["method"]
+        for name, extra in {
+            "runs": {},
+            "clusters": {"group": [f"width {i % 7}" for i in range(count)]},
+            "one": {"group": ["all"] * count},
+        }.items()
+    }
+    assert "clusters" in methods["clusters"]
+    assert methods["runs"] == methods["one"] == SCHEMES["weights"]
+    assert analyse(columns, loss="log", resamples=20)["intervals"]["method"] == SCHEMES["pairs"]
