@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from analysis.surface import Surface
+from analysis.surface import Surface, general_surface
 from scaling.errors import UserError
 
 #: Where nothing is known: each term is a third of the loss, with usual exponents.
@@ -117,34 +117,41 @@ def ignorance(form: type[Surface], params: np.ndarray, tokens: np.ndarray, **set
 
 
 class Targets(NamedTuple):
-    """Quantities to be known: their gradients by the coordinates [k, t], and the places [2, t] of losses among them.
+    """Quantities to be known, t of them.
 
-    A column of places that is nan is a quantity of the law alone, such as ln N*.
+    gradient [k, t]: by the law's coordinates. places [2, t] and slopes [t]: what the form's error d does to them: d at
+    the place where the slope is 0, as to a log loss; else the slope times the derivative of d along the IsoFLOP.
     """
 
     gradient: np.ndarray
     places: np.ndarray
+    slopes: np.ndarray
 
 
 def optimum_targets(belief: Belief, flops: float) -> Targets:
     """ln N* and ln L* at `flops` = 6ND.
 
     With x + y = s at the optimum of A'e^(-alpha x) + B'e^(-beta y), x* = (ln(alpha A') - ln(beta B') + beta s) /
-    (alpha + beta); that of ln L* needs no derivative of x*, as the loss is least there.
+    (alpha + beta); that of ln L* needs no derivative of x*, as the loss is least there. An error d of the form moves x*
+    by -d' / (ln L)'', both along the IsoFLOP.
     """
     best = belief.law.optimum(flops)
     place = belief.place(np.atleast_1d(best.params), np.atleast_1d(best.tokens))
-    alpha, beta = np.exp((belief.mean @ belief.form.embedding + belief.form.offset)[3:5])
+    six = belief.mean @ belief.form.embedding + belief.form.offset
+    alpha, beta = np.exp(six[3:5])
     x, y = place[:, 0]
-    six = np.array([0.0, 1.0, -1.0, 1.0 - alpha * x, beta * y - 1.0, 0.0]) / (alpha + beta)
-    gradient = np.stack([belief.form.embedding @ six, belief.gradient(place)[:, 0]], 1)
-    return Targets(gradient, np.concatenate([np.full((2, 1), np.nan), place], 1))
+    by_six = np.array([0.0, 1.0, -1.0, 1.0 - alpha * x, beta * y - 1.0, 0.0]) / (alpha + beta)
+    by_theta = belief.gradient(place)[:, 0]
+    by_terms = general_surface(six[None], place)[1][0, 1:3, 0]  # by ln A' and ln B': the curvature is made of these
+    curvature = float(alpha**2 * by_terms[0] + beta**2 * by_terms[1])
+    gradient = np.stack([belief.form.embedding @ by_six, by_theta], 1)
+    return Targets(gradient, np.repeat(place, 2, 1), np.array([-1.0 / curvature, 0.0]))
 
 
 def loss_targets(belief: Belief, params: np.ndarray, tokens: np.ndarray) -> Targets:
     """ln L at given cells [t]."""
     places = belief.place(params, tokens)
-    return Targets(belief.gradient(places), places)
+    return Targets(belief.gradient(places), places, np.zeros(places.shape[1]))
 
 
 def joint_covariance(belief: Belief, params: np.ndarray, tokens: np.ndarray, targets: Targets) -> np.ndarray:
@@ -153,13 +160,24 @@ def joint_covariance(belief: Belief, params: np.ndarray, tokens: np.ndarray, tar
     seen = belief.x.shape[1]
     gradient = np.concatenate([belief.gradient(belief.x), belief.gradient(x), targets.gradient], 1)
     places = np.concatenate([belief.x, x, targets.places], 1)
-    is_loss = ~np.isnan(places[0])
-    covariance = gradient.T @ (belief.widths[:, None] ** 2 * gradient)
-    covariance[np.ix_(is_loss, is_loss)] += belief.form_covariance(places[:, is_loss], places[:, is_loss])
+    slopes = np.concatenate([np.zeros(seen + len(params)), targets.slopes])
+    covariance = gradient.T @ (belief.widths[:, None] ** 2 * gradient) + _form_effects(belief, places, slopes)
     if not seen:
         return covariance
     known = covariance[:seen, :seen] + belief.noise**2 * np.eye(seen)
     return covariance[seen:, seen:] - covariance[seen:, :seen] @ np.linalg.solve(known, covariance[:seen, seen:])
+
+
+def _form_effects(belief: Belief, places: np.ndarray, slopes: np.ndarray) -> np.ndarray:
+    """Covariance [m, m] of what the form's error does to quantities, as `Targets` describes them."""
+    squared = belief.correlation_length**2
+    along = places[0] - places[1]  # the IsoFLOP runs in the direction (1, -1)
+    apart = (along[None, :] - along[:, None]) / squared
+    is_slope = slopes != 0
+    row, column = is_slope[:, None], is_slope[None, :]
+    factor = np.where(row & column, 2.0 / squared - apart**2, np.where(row, apart, np.where(column, -apart, 1.0)))
+    scale = np.where(is_slope, slopes, 1.0)
+    return belief.form_covariance(places, places) * factor * scale[:, None] * scale[None, :]
 
 
 Gain = Callable[[np.ndarray, int, float], np.ndarray]
@@ -231,9 +249,9 @@ def propose(
     """The next cells for a budget.
 
     cost_of(params, tokens) [n] in the unit of `budget`. A tenth of the budget is a held-out run at its compute-optimal
-    size, a fifth an IsoFLOP of five sizes at the largest budget which that pays: the form's error shows on these two and
-    nowhere else. The rest goes to the cells that shrink the variances of ln N* and ln L* at `target_flops` by the largest
-    share per cost. Raises UserError when the budget pays for nothing.
+    size, a fifth an IsoFLOP of five sizes at the largest compute which that pays: the form's error shows on these two
+    and nowhere else. The rest goes, once each, to the cells that shrink the variances of ln N* and ln L* at
+    `target_flops` by the largest share per cost. Raises UserError when the budget pays for nothing.
     """
     if not budget > 0 or not target_flops > 0:
         raise UserError(f"budget = {budget:g}, target = {target_flops:g} FLOPs: both must be above zero")
@@ -252,7 +270,7 @@ def propose(
         variances.append(np.diag(covariance)[-2:])
     keep = np.r_[: len(cost), len(covariance) - 2 : len(covariance)]
     covariance = covariance[np.ix_(keep, keep)]
-    rest = choose(covariance, cost, budget - cost_of(*first).sum(), belief.noise, gain=relative_gain)
+    rest = choose(covariance, cost, budget - cost_of(*first).sum(), belief.noise, False, relative_gain)
     for index in rest:
         covariance = _after(covariance, index, belief.noise)
         variances.append(np.diag(covariance)[-2:])

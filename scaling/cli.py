@@ -15,6 +15,7 @@ import typer
 
 from scaling.cli_data import data_app
 from scaling.cli_decide import decide
+from scaling.cli_design import design
 from scaling.cli_fit import fit
 from scaling.cli_options import DataDir, Json, console, find_sweep, print_json
 from scaling.errors import UserError
@@ -179,6 +180,7 @@ def collect(sweep_dir: SweepDir = None, as_json: Json = False) -> None:
 
 app.command()(fit)
 app.command()(decide)
+app.command()(design)
 
 
 @app.command()
@@ -281,23 +283,29 @@ def import_(
 
 
 @app.command()
-def parity(as_json: Json = False) -> None:
+def parity(
+    checkpoints: Annotated[
+        bool, typer.Option("--checkpoints", help="Instead stop under each layout and go on under each other one.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Train one small model under many layouts and compare every step with one process.
 
-    Runs on this machine's CPU, in float32 and float64, for a minute or so. Exits with 1 when some layout differs.
+    Runs on this machine's CPU, in float32 and float64, for some minutes. Exits with 1 when some layout differs.
     """
-    from scaling.parity import parity as compare
+    from scaling.parity import parity as compare, row_line
+    from scaling.reshard import reshard, reshard_line
+
+    run, line = (reshard, reshard_line) if checkpoints else (compare, row_line)
 
     def show(row: dict[str, Any]) -> None:
-        options = ", ".join(f"{key} {value}" for key, value in row["options"].items())
-        loss, norm = row["max_relative_loss_difference"], row["max_relative_grad_norm_difference"]
-        where = f"{row['layout']:<12} {row['schedule'] or '':<16} {row['dtype']:<8} {loss:8.1e} {norm:8.1e}"
-        print(f"{where} {'' if row['passed'] else 'DIFFERS'} {options}", file=sys.stderr if as_json else sys.stdout, flush=True)
+        print(line(row), file=sys.stderr if as_json else sys.stdout, flush=True)
 
-    rows = compare(on_row=show)
+    rows = run(on_row=show)
+    passed = all(row["passed"] for row in rows)
     if as_json:
-        print_json({"rows": rows, "passed": all(row["passed"] for row in rows)})
-    raise typer.Exit(0 if all(row["passed"] for row in rows) else 1)
+        print_json({"rows": rows, "passed": passed})
+    raise typer.Exit(0 if passed else 1)
 
 
 if __name__ == "__main__":

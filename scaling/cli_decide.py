@@ -56,11 +56,11 @@ def decide(
     from analysis.decide import Costs
     from analysis.decide import decide as decision
 
-    kind, amount = _budget(flops=flops, gpu_hours=gpu_hours, usd=usd, loss=loss)
+    kind, amount = one_budget(flops=flops, gpu_hours=gpu_hours, usd=usd, loss=loss)
     path = find_sweep(source)
-    law, rows = _read(path, columns, form, bootstrap, seed)
-    speed = _speed(path, rows, speeds, device, mfu, bootstrap if law.samples is not None else 0, seed)
-    priced = _price(path, speed, device, price)
+    law, rows = read_source(path, columns, form, bootstrap, seed)
+    speed = read_speed(path, rows, speeds, device, mfu, bootstrap if law.samples is not None else 0, seed)
+    priced = read_price(path, speed, device, price)
     costs = Costs(speed, None if priced is None else priced.mid, serve_tokens)
     found = decision(law.law, kind, amount, costs, law.samples, _LEVEL)
     result = _described(found, law, speed, priced, serve_tokens, bootstrap)
@@ -70,7 +70,7 @@ def decide(
         _show(result)
 
 
-def _budget(**given: float | None) -> tuple[str, float]:
+def one_budget(**given: float | None) -> tuple[str, float]:
     """The one budget that was given."""
     named = [(name, value) for name, value in given.items() if value is not None]
     options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
@@ -80,7 +80,7 @@ def _budget(**given: float | None) -> tuple[str, float]:
     return named[0]
 
 
-def _read(
+def read_source(
     path: Path, columns: str | None, form: str | None, resamples: int, seed: int
 ) -> tuple["SampledLaw", list[dict[str, Any]]]:
     """The law with its resamples, and the rows of a sweep."""
@@ -103,7 +103,7 @@ def _read(
     return sample_law(table.columns(), None, settings, resamples, seed), table.rows
 
 
-def _speed(
+def read_speed(
     path: Path,
     rows: list[dict[str, Any]],
     speeds: Path | None,
@@ -124,7 +124,7 @@ def _speed(
     return fit_speed(finished, f"runs of {path}", resamples, seed, device)
 
 
-def _price(path: Path, speed: Optional["SpeedCurve"], device: str | None, own: float | None) -> Optional["Price"]:
+def read_price(path: Path, speed: Optional["SpeedCurve"], device: str | None, own: float | None) -> Optional["Price"]:
     """The user's price, or the dated one of the device; a sweep's plan knows what its own device costs."""
     from analysis.cost.prices import own_price, price_for
     from sweeps.plan import read_plan

@@ -1,4 +1,4 @@
-"""Designs: gradients and variances against brute force, choices against their rivals, proposals that keep their word."""
+"""Designs: gradients and variances against brute force, choices against rivals, proposals that keep their word."""
 
 from dataclasses import replace
 
@@ -55,6 +55,32 @@ def test_gradients_of_the_targets_are_those_of_the_optimum(law):
         up, down = (np.log([end.params, end.loss]) for end in ends)
         numeric = (up - down) / 2e-6
         np.testing.assert_allclose(targets.gradient[i], numeric, rtol=1e-5, atol=1e-8)
+
+
+def test_an_error_of_the_form_moves_the_optimum_as_stated():
+    belief, flops = knowing(), 1e23
+    best = belief.law.optimum(flops)
+    targets = optimum_targets(belief, flops)
+    log_params = np.log(best.params) + np.linspace(-0.05, 0.05, 20001)
+
+    def log_loss(tilt):
+        return np.log(LAW.loss(np.exp(log_params), flops / 6 / np.exp(log_params))) + tilt * log_params
+
+    moved = log_params[np.argmin(log_loss(1e-4))] - np.log(best.params)
+    assert moved == pytest.approx(1e-4 * targets.slopes[0], rel=0.02)
+
+
+def test_effects_of_the_form_are_those_of_a_smooth_function():
+    belief, step = knowing(), 1e-3
+    targets = optimum_targets(belief, 1e22)
+    place = targets.places[:, :1]
+    params, tokens = cells(2, 3, 1e19, 1e20)
+    covariance = joint_covariance(replace(belief, widths=0 * belief.widths), params, tokens, targets)
+    along, others = step * np.array([[1.0], [-1.0]]), belief.place(params, tokens)
+    ends = [belief.form_covariance(place + side, others)[0] for side in (along, -along)]
+    np.testing.assert_allclose(covariance[-2, :-2], targets.slopes[0] * (ends[0] - ends[1]) / (2 * step), rtol=1e-4)
+    np.testing.assert_allclose(covariance, covariance.T)
+    assert np.linalg.eigvalsh(covariance).min() > -1e-12
 
 
 def test_with_an_exact_form_the_posterior_is_that_of_linear_regression():
