@@ -7,19 +7,32 @@ from typing import Any
 
 import numpy as np
 
+from analysis.backtest import Score, backtest, loss_errors
+from analysis.choice import DEPTH, Choice, average_scores, size_resolution
 from analysis.estimator import Estimator, refit
 from analysis.findings import (
     Finding,
     agreement_findings,
+    backtest_findings,
     budget_findings,
     fit_findings,
+    forecast_findings,
     form_findings,
     range_findings,
     table_findings,
 )
-from analysis.fitting import choose_rows, fit_selection, load_table
+from analysis.fitting import (
+    AUTO,
+    choose_estimator,
+    choose_rows,
+    first_estimator,
+    fit_selection,
+    load_table,
+    weighted_table,
+)
+from analysis.forecasts import budgets_of
 from analysis.isoflop import fit_budget, group_budgets, regress
-from analysis.laws import Law, Surface, find_form
+from analysis.laws import Law, Surface
 from analysis.table import Table
 from analysis.uncertainty import Bootstrap, clusters, default_scheme, draw, isoflop_intervals
 from scaling.errors import UserError
@@ -66,13 +79,17 @@ def analyse(
     cannot be used.
     """
     _check_settings(resamples, level, seed, extrapolation, at_flops)
-    estimator = Estimator(form=find_form(form), loss=loss, delta=delta, held=dict(held or {}))
+    estimator = first_estimator(form, loss, delta, held)
     if len(at_flops) and not issubclass(estimator.form, Surface):
         raise UserError(f"at_flops = {at_flops[0]:g}: {estimator.form.name} has no optimum in N and D; use a surface")
     table = load_table(table, columns, estimator.form)
     chosen = choose_rows(table, estimator, duplicates=duplicates, outliers=outliers, weights=weights)
-    fit = fit_selection(chosen, estimator)
     runs = chosen.table
+    scores = backtest(weighted_table(chosen), estimator, DEPTH + 1) if issubclass(estimator.form, Surface) else []
+    choice = None
+    if form == AUTO:
+        estimator, choice = choose_estimator(chosen, estimator, scores)
+    fit = fit_selection(chosen, estimator)
     groups = group_budgets(runs) if issubclass(estimator.form, Surface) else None
     together = clusters(runs)
     scheme = default_scheme(estimator.loss) if together is None else "clustered"
@@ -88,7 +105,8 @@ def analyse(
         pairs = draw(len(runs), together, resamples, level, seed, "pairs" if together is None else "clustered")
         isoflop, isoflop_warnings = _isoflop(runs, groups, pairs, intervals["a"])
         findings = table_findings(table) + findings + fit_findings(fit, runs) + range_findings(extrapolation)
-        findings += isoflop_warnings
+        findings += isoflop_warnings + backtest_findings(estimator.form.name, loss_errors(scores))
+        findings += forecast_findings(at_flops, float(runs.flops.max()))
         compute = 6.0 * runs.params * runs.tokens
         covered = np.geomspace(compute.min(), compute.max() * extrapolation, _OPTIMUM_POINTS)
         about = {
@@ -97,6 +115,8 @@ def analyse(
             "optimum": _optimum(fit.law, laws, covered, compute.max(), bootstrap),
             "predictions": _optimum(fit.law, laws, np.asarray(at_flops, np.float64), compute.max(), bootstrap),
         }
+        if choice is not None and choice.forecasts:
+            about["predictions"] = [_prediction(choice, flops, level) for flops in at_flops]
     return plain(
         {
             "form": fit.law.form,
@@ -110,6 +130,8 @@ def analyse(
             "isoflop": about["isoflop"],
             "optimum": about["optimum"],
             "predictions": about["predictions"],
+            "forms": _forms(runs, scores, level),
+            "choice": None if choice is None else choice.to_dict(),
             "conventions": _conventions(table),
             "warnings": [finding.to_dict() for finding in findings],
             "excluded": [{"run_id": run["run_id"], "reason": run["reason"]} for run in table.excluded],
@@ -180,7 +202,7 @@ def _isoflop(
         ],
         "exponents": {"a": exponents.a, "b": exponents.b},
         "coefficients": {"params": exponents.params_coefficient, "tokens": exponents.tokens_coefficient},
-        "intervals": {"a": intervals.a, "b": intervals.b},
+        "intervals": {"method": bootstrap.method, "a": intervals.a, "b": intervals.b},
     }
     return section, findings + agreement_findings(surface_a, intervals.a)
 
@@ -202,6 +224,25 @@ def _optimum(
         }
         for i in range(len(flops))
     ]
+
+
+def _prediction(choice: Choice, flops: float, level: float) -> dict[str, Any]:
+    """The average of all forms at `flops`, in the shape of `_optimum`."""
+    found = choice.predict(flops, level)
+    return {
+        "flops": flops,
+        "decades_beyond_data": max(0.0, math.log10(flops / choice.largest_flops)),
+        **{
+            name: {"value": value, "low": getattr(found, name)[0], "high": getattr(found, name)[1]}
+            for name, value in found.value._asdict().items()
+        },
+    }
+
+
+def _forms(runs: Table, scores: Sequence[Score], level: float) -> list[dict[str, Any]]:
+    """The backtest table: every form, and with IsoFLOP budgets their average, at every budget left out."""
+    averages = average_scores(scores, size_resolution(runs), level) if scores and budgets_of(runs) else []
+    return [score.to_dict() for score in (*scores, *(score for score, _ in averages))]
 
 
 def _conventions(table: Table) -> dict[str, str]:

@@ -59,9 +59,9 @@ class Bootstrap:
         tail = (1 - self.level) / 2
         low, high = np.full(samples.shape[1], np.nan), np.full(samples.shape[1], np.nan)
         if enough.any():
-            # "lower"/"higher" order statistics: no arithmetic between samples, so an infinite one stays harmless.
-            low[enough] = np.nanquantile(samples[:, enough], tail, axis=0, method="lower")
-            high[enough] = np.nanquantile(samples[:, enough], 1 - tail, axis=0, method="higher")
+            # The nearest order statistic: no arithmetic between samples, so an infinite one stays harmless.
+            low[enough] = np.nanquantile(samples[:, enough], tail, axis=0, method="nearest")
+            high[enough] = np.nanquantile(samples[:, enough], 1 - tail, axis=0, method="nearest")
         return low, high
 
 
