@@ -105,6 +105,15 @@ def _backtest_losses(table: Table, estimator: Estimator, depth: int) -> list[Sco
     return scores
 
 
+def loss_errors(scores: Sequence[Score]) -> dict[str, float]:
+    """Form -> root mean square of ln(predicted/measured) of the loss at the next budget."""
+    squares: dict[str, list[float]] = {}
+    for score in scores:
+        if score.steps == 1:
+            squares.setdefault(score.form, []).append(score.loss_error**2)
+    return {form: float(np.sqrt(np.mean(values))) for form, values in squares.items()}
+
+
 def _geometric_mean(values: np.ndarray) -> float:
     return float(np.exp(np.log(values).mean()))
 

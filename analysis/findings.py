@@ -4,7 +4,7 @@ A finding never stops an analysis (a bad table does, as a UserError). It goes to
 under `warnings`, and into the report.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -29,6 +29,7 @@ class Code(StrEnum):
     LOW_R_SQUARED = "LOW_R_SQUARED"
     EXTRAPOLATION = "EXTRAPOLATION"
     APPROACHES_DISAGREE = "APPROACHES_DISAGREE"
+    FORM_FAILS_BACKTEST = "FORM_FAILS_BACKTEST"
     DUPLICATE_POINTS = "DUPLICATE_POINTS"
     FLOPS_NOT_6ND = "FLOPS_NOT_6ND"
     DIVERGED_RUNS_EXCLUDED = "DIVERGED_RUNS_EXCLUDED"
@@ -57,6 +58,8 @@ _FEW_SIZES = 5
 _GOOD_R_SQUARED = 0.98
 #: Relative difference of a FLOPs column from 6ND that rounding explains.
 _FLOPS_ROUNDING = 0.02
+#: A form is the wrong one when its loss at the next budget is off by more than this, and by twice another form's error.
+_BACKTEST_ERROR, _BACKTEST_RATIO = 0.01, 2.0
 #: An optimum this little outside the sampled sizes is as good as inside.
 _NEAR_DECADES = 0.1
 
@@ -247,6 +250,41 @@ def range_findings(extrapolation: float) -> list[Finding]:
             f"optima are given up to {decades:.1f} decades of compute beyond the data; intervals hold only if the form "
             "does: train one run at a larger budget and compare",
             {"quantity": "flops", "decades": decades},
+        )
+    ]
+
+
+def forecast_findings(at_flops: Sequence[float], largest: float) -> list[Finding]:
+    """Predictions asked for more than a decade beyond the most compute measured, `largest`."""
+    found = []
+    for flops in at_flops:
+        decades = float(np.log10(flops / largest))
+        if decades > 1:
+            found.append(
+                Finding(
+                    Code.EXTRAPOLATION,
+                    f"{flops:.3g} FLOPs are {decades:.1f} decades beyond the data; the prediction holds only if the "
+                    f"form does: train an IsoFLOP at {np.sqrt(flops * largest):.1e} FLOPs or more and fit again",
+                    {"quantity": "flops", "value": float(flops), "decades": decades},
+                )
+            )
+    return found
+
+
+def backtest_findings(form: str, loss_errors: Mapping[str, float]) -> list[Finding]:
+    """Whether the fitted form predicts budgets left out much worse than another. loss_errors: form -> of ln L*."""
+    if form not in loss_errors:
+        return []
+    best = min(loss_errors, key=lambda name: loss_errors[name])
+    error, least = loss_errors[form], loss_errors[best]
+    if error < max(_BACKTEST_ERROR, _BACKTEST_RATIO * least):
+        return []
+    return [
+        Finding(
+            Code.FORM_FAILS_BACKTEST,
+            f"with the largest budgets left out, {form} is {100 * error:.1f} % off in the next one's loss and {best} "
+            f"{100 * least:.1f} %: do not extrapolate with it; use --form auto, which averages by these errors",
+            {"form": form, "loss_error": error, "best_form": best, "best_loss_error": least},
         )
     ]
 

@@ -1,12 +1,13 @@
 """`analysis.fit`: a table of runs to one fitted law."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from analysis.backtest import Score
 from analysis.choice import Choice, choose_form
 from analysis.estimator import Estimator, Fit, fit_law
 from analysis.law import Law
@@ -68,9 +69,11 @@ def weighted_table(chosen: Selection) -> Table:
     return replace(chosen.table, values={**chosen.table.values, "weight": chosen.weights})
 
 
-def choose_estimator(chosen: Selection, estimator: Estimator) -> tuple[Estimator, Choice | None]:
+def choose_estimator(
+    chosen: Selection, estimator: Estimator, scores: Sequence[Score] | None = None
+) -> tuple[Estimator, Choice | None]:
     """The estimator with the surface that the backtest favours, and the whole choice; None when there can be none."""
-    choice = choose_form(weighted_table(chosen), estimator)
+    choice = choose_form(weighted_table(chosen), estimator, scores)
     return (estimator, None) if choice is None else (replace(estimator, form=find_form(choice.surface)), choice)
 
 

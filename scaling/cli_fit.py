@@ -21,7 +21,7 @@ def fit(
         typer.Option(help="Names in your table: params=COL,tokens=COL,loss=COL[,flops=COL,budget=COL,group=COL]."),
     ] = None,
     form: Annotated[
-        str, typer.Option(help="chinchilla, gamma, tied, kaplan, kaplan_floor, compute, repeated, or an error law.")
+        str, typer.Option(help="auto (by backtest), chinchilla, gamma, tied, kaplan, kaplan_floor, compute, ...")
     ] = "chinchilla",
     loss: Annotated[str, typer.Option(help="huber (on the log), log (least squares on it) or linear.")] = "huber",
     delta: Annotated[float, typer.Option(help="Where Huber's loss turns from square to linear.")] = 1e-3,
@@ -41,6 +41,7 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Fit a scaling law, with intervals, to a sweep or to any table of runs."""
+    from analysis.fitting import AUTO
     from analysis.laws import Surface, find_form
     from analysis.study import fit_table
     from sweeps.results import fit_sweep
@@ -54,7 +55,7 @@ def fit(
     if path.is_dir():
         if columns is not None:
             raise UserError(f"--columns {columns}: {path} is a sweep, whose columns are known: leave it out")
-        if not issubclass(find_form(form), Surface):
+        if form != AUTO and not issubclass(find_form(form), Surface):
             raise UserError(f"--form {form}: a sweep's report shows a surface; for this form give {path / 'runs.csv'}")
         law = fit_sweep(path, **settings)
     else:
@@ -91,6 +92,8 @@ def _show(law: dict[str, Any]) -> None:
             screen.print(f"  {name} = {significant(number, 4)} ({low_to_high})")
         for warning in law["warnings"]:
             screen.print(f"warning ({warning['code']}): {warning['message']}", style="yellow", soft_wrap=True)
+    if law["choice"]:
+        screen.print(law["choice"]["reason"], soft_wrap=True)
     for point in law["predictions"]:
         values = (
             f"{name} {significant(point[name]['value'], 4)} "

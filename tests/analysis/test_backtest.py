@@ -3,10 +3,12 @@ import pytest
 from references import FOLDER, numbers, rows_of
 from studies import TRUTH, isoflop_study
 
+from analysis import fit
 from analysis.backtest import backtest, measured_minimum
 from analysis.choice import PRIOR, average_scores, choose_form, combine, errors_of, size_resolution, weights_of
 from analysis.forecasts import FORECASTS, budgets_of, near_minima, with_budgets
 from analysis.law import Allocation
+from analysis.study import analyse
 from analysis.surfaces import GammaLaw
 from analysis.table import build_table
 from scaling.errors import UserError
@@ -128,3 +130,19 @@ def test_largest_budget_of_public_tables(experiment):
     score, interval = average_scores(backtest(table, depth=4), size_resolution(table))[0]
     assert abs(score.loss_error) < 0.008 and abs(score.log_params_error) < 0.35
     assert interval.loss[0] < score.measured_loss < interval.loss[1]
+
+
+def test_auto_predicts_with_the_average_and_draws_the_best_surface():
+    study = isoflop_study(noise=0.002, law=CURVED)
+    law = analyse(study, form="auto", resamples=50, at_flops=[6e12, 1e15])
+    assert law["form"] == GammaLaw.form == type(fit(study, form="auto").law).form
+    expected = choose_form(build_table(study)).predict(6e12)
+    assert law["predictions"][0]["loss"]["value"] == pytest.approx(float(expected.value.loss))
+    assert {"average", "gamma", "approach2"} < {score["form"] for score in law["forms"]}
+    assert {"held_out_flops", "log_params_error", "loss_error"} <= law["forms"][0].keys()
+    codes = [warning["code"] for warning in law["warnings"]]
+    assert codes.count("EXTRAPOLATION") == 1 and "FORM_FAILS_BACKTEST" not in codes
+    wrong = analyse(study, form="tied", resamples=50)
+    assert "FORM_FAILS_BACKTEST" in [warning["code"] for warning in wrong["warnings"]] and wrong["choice"] is None
+    with pytest.raises(UserError, match="name the form"):
+        analyse(study, form="auto", held={"E": 1.0})
