@@ -195,7 +195,7 @@ def choose_form(
 def average_scores(scores: Sequence[Score], resolution: float, level: float = 0.9) -> list[tuple[Score, Prediction]]:
     """How the average itself does: each budget of a backtest, weighted by what was left out deeper, never by itself.
 
-    A backtest of depth 1 + DEPTH gives the full depth to the largest budget's; those with nothing deeper are missing.
+    A backtest of depth 1 + DEPTH gives the full depth to the largest budget's; with nothing deeper PRIOR alone weighs.
     """
     done = []
     for key in dict.fromkeys((score.num_held_out, score.steps) for score in scores):

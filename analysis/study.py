@@ -105,7 +105,9 @@ def analyse(
         pairs = draw(len(runs), together, resamples, level, seed, "pairs" if together is None else "clustered")
         isoflop, isoflop_warnings = _isoflop(runs, groups, pairs, intervals["a"])
         findings = table_findings(table) + findings + fit_findings(fit, runs) + range_findings(extrapolation)
-        findings += isoflop_warnings + backtest_findings(estimator.form.name, loss_errors(scores))
+        findings += isoflop_warnings
+        if choice is None:
+            findings += backtest_findings(estimator.form.name, loss_errors(scores))
         findings += forecast_findings(at_flops, float(runs.flops.max()))
         compute = 6.0 * runs.params * runs.tokens
         covered = np.geomspace(compute.min(), compute.max() * extrapolation, _OPTIMUM_POINTS)
