@@ -1,8 +1,8 @@
 """The candidates of every operation: torch's kernels, our own (`lab`), and those of NVIDIA's apex.
 
 torch's come first and state the contract that the others keep. Shapes: M tokens, D hidden, N outputs, V vocabulary,
-B sequences, H query heads, G key/value heads, T positions, K channels a head. Weights' gradients are added to
-`weight.grad`, which must be allocated. apex (as of its commit 6424da3b, July 2026) is imported where it is used.
+B sequences, H query heads, G key/value heads, T positions, K channels a head. apex (as of its
+commit 6424da3b, July 2026) is imported where it is used.
 """
 
 import math
@@ -84,7 +84,8 @@ def gradient_scaling(tensors: list[Tensor], factor: Tensor) -> None:
 
 
 def lab_rms_norm(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
-    return functions.RMSNorm.apply(x, weight, weight.grad, epsilon, dtype)
+    """Adds the gradient straight to `weight.grad` where there is one; FSDP2 has none at first, or a weight that is cast."""
+    return functions.RMSNorm.apply(x, weight, weight.grad if weight.is_leaf else None, epsilon, dtype)
 
 
 def lab_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -41,11 +41,14 @@ class RMSNorm(torch.autograd.Function):
         normed, inverse, weight = ctx.saved_tensors
         dy = dy.to(normed.dtype)
         product = dy * normed
-        ctx.weight_grad.add_(product.flatten(0, -2).sum(0))
+        dweight = product.flatten(0, -2).sum(0)
+        if ctx.weight_grad is not None:
+            ctx.weight_grad.add_(dweight)
+            dweight = None
         # mean(dy weight n) = (product . weight) / D, one matrix-vector product
         mean = torch.mv(product.flatten(0, -2), weight).mul_(1.0 / weight.numel()).view(inverse.shape)
         dx = (dy * weight).addcmul_(normed, mean, value=-1.0).mul_(inverse)
-        return dx, None, None, None, None
+        return dx, dweight, None, None, None
 
 
 class Attention(torch.autograd.Function):

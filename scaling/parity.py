@@ -230,3 +230,11 @@ def _row(case: Case, dtype: str, expected: dict[str, Any], ranks: list[dict[str,
         "initial_weights_equal": equal,
         "passed": bool(loss <= allowed[0] and norm <= allowed[1] and equal),
     }
+
+
+def row_line(row: dict[str, Any]) -> str:
+    """A row for people."""
+    options = ", ".join(f"{key} {value}" for key, value in row["options"].items())
+    loss, norm = row["max_relative_loss_difference"], row["max_relative_grad_norm_difference"]
+    where = f"{row['layout']:<12} {row['schedule'] or '':<16} {row['dtype']:<8} {loss:8.1e} {norm:8.1e}"
+    return f"{where} {'' if row['passed'] else 'DIFFERS'} {options}"

@@ -132,3 +132,10 @@ def reshard(layouts: tuple[Case, ...] = LAYOUTS, on_row: Callable[[dict[str, Any
                 if on_row is not None:
                     on_row(rows[-1])
     return rows
+
+
+def reshard_line(row: dict[str, Any]) -> str:
+    """A row for people."""
+    where = f"{row['saved_under']:<14} to {row['loaded_under']:<14}"
+    tensors = f"{row['differing_tensors']} of {row['tensors']} tensors differ, losses by"
+    return f"{where} {tensors} {row['max_relative_loss_difference']:.1e}{'' if row['passed'] else ' DIFFERS'}"

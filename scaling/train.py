@@ -223,8 +223,6 @@ class _Trainer:
     def _choose_kernels(self) -> Kernels:
         """Rank 0 chooses, as at the start of the run if it can; the others do as it does."""
         execution, kept = self.config.execution, self.choice.kernels
-        if self.config.parallel.uses_fsdp2:  # the others need a flat gradient to add to
-            kept = {"rms_norm": "torch", "layer_norm": "torch"} | kept
         chosen = None
         if self.mesh.rank == 0:
             chosen = precision.choose_kernels(execution, self.device, self.choice.dtype, kept, _warn)
