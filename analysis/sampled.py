@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from analysis.estimator import Estimator, Fit, refit
-from analysis.fitting import choose_rows, fit_selection, load_table
+from analysis.fitting import AUTO, choose_estimator, choose_rows, first_estimator, fit_selection, load_table
 from analysis.isoflop import group_budgets
 from analysis.law import Law
-from analysis.laws import find_form
 from analysis.surface import Surface
 from analysis.table import Table
 from analysis.uncertainty import draw
@@ -45,18 +44,21 @@ def sample_law(table: Any, columns: Any, settings: Mapping[str, Any], resamples:
     """Fit a surface and its resamples to a table of runs.
 
     table, columns: as for `analysis.fit`. settings: {"form", "loss", "delta", "held", "duplicates", "outliers",
-    "weights"}, as `law.json` has them; what is missing is the usual. Raises UserError for a form that is no surface,
-    and as `analysis.fit` does.
+    "weights"}, as `law.json` has them; what is missing is the usual, and form "auto" is the surface that the backtest
+    favours. Raises UserError for a form that is no surface, and as `analysis.fit` does.
     """
     if resamples < 10:
         raise UserError(f"resamples = {resamples}: must be at least 10; 1000 is usual")
-    chosen = {name: settings[name] for name in ("loss", "delta", "held") if settings.get(name) is not None}
-    form = find_form(settings.get("form") or "chinchilla")
-    if not issubclass(form, Surface):
-        raise UserError(f"form = {form.name}: has no optimum in N and D: use a surface, such as chinchilla or gamma")
-    estimator = Estimator(form=form, **chosen)
+    asked = settings.get("form") or "chinchilla"
+    delta = settings.get("delta") or Estimator.delta
+    estimator = first_estimator(asked, settings.get("loss") or Estimator.loss, delta, settings.get("held"))
+    if not issubclass(estimator.form, Surface):
+        raise UserError(f"form = {asked}: has no optimum in N and D: use a surface, such as chinchilla or gamma")
     rules = {name: settings[name] for name in _RULES if settings.get(name) is not None}
-    selection = choose_rows(load_table(table, columns, form), estimator, **rules)
+    selection = choose_rows(load_table(table, columns, estimator.form), estimator, **rules)
+    if asked == AUTO:
+        estimator, _ = choose_estimator(selection, estimator)
+    form = estimator.form
     fit, runs = fit_selection(selection, estimator), selection.table
     groups = group_budgets(runs)
     bootstrap = draw(len(runs), None if groups is None else [rows for _, rows in groups], resamples, 0.9, seed)

@@ -42,7 +42,9 @@ def design(
     columns: Annotated[
         Optional[str], typer.Option(help="Names in your table: params=COL,tokens=COL,loss=COL[,budget=COL].")
     ] = None,
-    form: Annotated[Optional[str], typer.Option(help="Surface to fit to your table. Default: chinchilla.")] = None,
+    form: Annotated[
+        Optional[str], typer.Option(help="Surface to fit to your table, or auto. Default: chinchilla.")
+    ] = None,
     speeds: Annotated[
         Optional[Path],
         typer.Option(help="CSV of measured speeds: params with tokens_per_second, mfu, or flops and device_hours."),

@@ -56,6 +56,12 @@ def test_a_table_and_its_speeds_give_three_models_with_intervals(run):
     assert [row["size"] for row in found["sizes"]] == [0.125, 0.25, 0.5, 2.0]
 
 
+def test_the_backtest_may_choose_the_form(run):
+    found = decided(run, "runs.csv", "--form", "auto", "--flops", "1e20")
+    assert found["form"].startswith(("E + ", "(("))
+    assert found["loss"]["value"] == pytest.approx(TRUTH.optimum(1e20).loss, rel=0.01)
+
+
 def test_people_read_a_few_lines(run):
     code, out, _ = run("runs.csv", "--speeds", "runs.csv", "--usd", "5000", "--bootstrap", 50, "--price", 2)
     assert code == 0 and len(out.splitlines()) < 15
