@@ -14,11 +14,10 @@ import numpy as np
 
 from analysis.estimator import Estimator, Fit, refit
 from analysis.fitting import AUTO, choose_estimator, choose_rows, first_estimator, fit_selection, load_table
-from analysis.isoflop import group_budgets
 from analysis.law import Law
 from analysis.surface import Surface
 from analysis.table import Table
-from analysis.uncertainty import draw
+from analysis.uncertainty import default_scheme, draw
 from scaling.errors import UserError
 
 _RULES = ("duplicates", "outliers", "weights")
@@ -60,8 +59,8 @@ def sample_law(table: Any, columns: Any, settings: Mapping[str, Any], resamples:
         estimator, _ = choose_estimator(selection, estimator)
     form = estimator.form
     fit, runs = fit_selection(selection, estimator), selection.table
-    groups = group_budgets(runs)
-    bootstrap = draw(len(runs), None if groups is None else [rows for _, rows in groups], resamples, 0.9, seed)
+    scheme = default_scheme(estimator.loss)  # as `scaling fit` has it, so that both say the same
+    bootstrap = draw(len(runs), None, resamples, 0.9, seed, scheme)
     samples = refit(selection.inputs(form), runs.column(form.target), bootstrap.counts * selection.weights, fit)
     largest = float((6.0 * runs.params * runs.tokens).max())
     return SampledLaw(fit.law, samples, bootstrap.method, largest, runs.source, fit, runs)
