@@ -307,7 +307,7 @@ class _CrossEntropy(torch.autograd.Function):
         (x, dlogits), matrix = ctx.saved_tensors, ctx.weights.matrix()
         region = ctx.weights.region
         x, gathering = region.start_gather(x)
-        dlogits = (dlogits * dlosses.unsqueeze(1)).to(matrix.dtype)
+        dlogits = dlogits.mul_(dlosses.unsqueeze(1)).to(matrix.dtype)
         dx, reducing = region.start_reduce(torch.mm(dlogits, matrix))
         region.axis.wait(gathering)
         (gradient,) = ctx.weights.add_gradient(dlogits, x)
