@@ -80,10 +80,13 @@ def _second_halves(config: RunConfig, pairs: list[tuple[Path, Path]]) -> list[li
     found = []
     for source, copy in pairs:
         mesh, engine, optimizer = _trained(config)
-        state = Checkpointer(source, 2, mesh.world).load_latest(optimizer.pieces(), print)
+        loader, saver = (Checkpointer(directory, 2, mesh.world) for directory in (source, copy))
+        state = loader.load_latest(optimizer.pieces(), print)
         optimizer.resume(state["step"])
-        Checkpointer(copy, 2, mesh.world).save(state["step"], optimizer.pieces(), {})
+        saver.save(state["step"], optimizer.pieces(), {})
         found.append(_steps(config, engine, optimizer, state["step"], config.train_steps))
+        for held in (loader, saver, mesh):
+            held.close()
     return found
 
 
@@ -108,7 +111,7 @@ def reshard(layouts: tuple[Case, ...] = LAYOUTS, on_row: Callable[[dict[str, Any
     rows = []
     with TemporaryDirectory() as folder:
         root = Path(folder)
-        (whole,) = run_distributed(train_here, 1, _config(layouts[0]))
+        (whole,) = run_distributed(train_here, 1, _config(Case(model=_TIED)))
         expected = np.array(whole["losses"][_HALF:])
         for number, case in enumerate(layouts):
             run_distributed(_first_half, _config(case).parallel.world_size, _config(case), root / f"from-{number}")
