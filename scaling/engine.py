@@ -109,7 +109,8 @@ class Engine:
         self.scale = 1.0 / config.tokens_per_step
         self.dtype = torch.float64 if dtype == "float64" else torch.float32
         self.pipeline = self._build_pipeline() if self.mesh.pipeline.size > 1 else None
-        overlapping = self.mesh.replica.size > 1 and config.parallel.pipeline_schedule not in ("zbv", "dualpipev")
+        puts_off = self.pipeline is not None and config.parallel.pipeline_schedule in ("zbv", "dualpipev")
+        overlapping = self.mesh.replica.size > 1 and not puts_off
         if overlapping and isinstance(self.storage, FlatParameters):
             for module in modules:
                 module.call_when_ready = self.storage.ready
