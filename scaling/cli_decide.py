@@ -5,7 +5,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from scaling.cli_options import Json, console, find_sweep, print_json
+from scaling.cli_options import (
+    Device,
+    Json,
+    Price,
+    Speeds,
+    SurfaceForm,
+    TableColumns,
+    Utilisation,
+    console,
+    find_sweep,
+    print_json,
+)
 from scaling.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,19 +44,12 @@ def decide(
     serve_tokens: Annotated[
         float, typer.Option(min=0, help="Tokens to be served after training, at 2N FLOPs each; they count in dollars.")
     ] = 0.0,
-    columns: Annotated[
-        Optional[str], typer.Option(help="Names in your table: params=COL,tokens=COL,loss=COL[,budget=COL].")
-    ] = None,
-    form: Annotated[
-        Optional[str], typer.Option(help="Surface to fit to your table, or auto. Default: chinchilla.")
-    ] = None,
-    speeds: Annotated[
-        Optional[Path],
-        typer.Option(help="CSV of measured speeds: params with tokens_per_second, mfu, or flops and device_hours."),
-    ] = None,
-    device: Annotated[Optional[str], typer.Option(help="Whose speed and price, such as H100.")] = None,
-    mfu: Annotated[Optional[float], typer.Option(help="One utilisation for all sizes; needs --device.")] = None,
-    price: Annotated[Optional[float], typer.Option(min=0, help="Your price of a device-hour, in US dollars.")] = None,
+    columns: TableColumns = None,
+    form: SurfaceForm = None,
+    speeds: Speeds = None,
+    device: Device = None,
+    mfu: Utilisation = None,
+    price: Price = None,
     bootstrap: Annotated[int, typer.Option(help="Resamples that the intervals are read from.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the resampling.")] = 0,
     as_json: Json = False,

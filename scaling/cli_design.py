@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from scaling.cli_decide import one_budget, read_price, read_source, read_speed
-from scaling.cli_options import Json, console, find_sweep, print_json
+from scaling.cli_options import (
+    Device,
+    Json,
+    Price,
+    Speeds,
+    SurfaceForm,
+    TableColumns,
+    Utilisation,
+    console,
+    find_sweep,
+    print_json,
+)
 from scaling.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +39,9 @@ def design(
             metavar="[SWEEP_DIR|law.json|FILE.csv]", help="A sweep, a law or a table. Default: the sweep launched last."
         ),
     ] = None,
-    target: Annotated[float, typer.Option(help="Compute at which N* and L* are wanted, in FLOPs (6ND).")] = 0.0,
+    target: Annotated[
+        float, typer.Option(show_default=False, help="Compute at which N* and L* are wanted, in FLOPs (6ND).")
+    ] = 0.0,
     flops: Annotated[Optional[float], typer.Option(help="Budget of the new runs, in FLOPs (6ND).")] = None,
     gpu_hours: Annotated[
         Optional[float], typer.Option(help="Budget of the new runs, in GPU-hours (core-hours of a CPU).")
@@ -39,19 +52,12 @@ def design(
     ] = None,
     noise: Annotated[float, typer.Option(help="Standard deviation of log loss between seeds.")] = 3e-3,
     form_error: Annotated[float, typer.Option(help="How wrong the form may be, in log loss; 0 trusts it.")] = 1e-2,
-    columns: Annotated[
-        Optional[str], typer.Option(help="Names in your table: params=COL,tokens=COL,loss=COL[,budget=COL].")
-    ] = None,
-    form: Annotated[
-        Optional[str], typer.Option(help="Surface to fit to your table, or auto. Default: chinchilla.")
-    ] = None,
-    speeds: Annotated[
-        Optional[Path],
-        typer.Option(help="CSV of measured speeds: params with tokens_per_second, mfu, or flops and device_hours."),
-    ] = None,
-    device: Annotated[Optional[str], typer.Option(help="Whose speed and price, such as H100.")] = None,
-    mfu: Annotated[Optional[float], typer.Option(help="One utilisation for all sizes; needs --device.")] = None,
-    price: Annotated[Optional[float], typer.Option(min=0, help="Your price of a device-hour, in US dollars.")] = None,
+    columns: TableColumns = None,
+    form: SurfaceForm = None,
+    speeds: Speeds = None,
+    device: Device = None,
+    mfu: Utilisation = None,
+    price: Price = None,
     as_json: Json = False,
 ) -> None:
     """The runs to train next: those that shrink the uncertainty of N* and L* at --target most for their cost.

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -10,6 +10,25 @@ from scaling.errors import UserError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 DataDir = Annotated[Path, typer.Option("--data-dir", help="Where prepared corpora are kept.")]
+
+# what `decide` and `design` are told of the table, and of the machine that would train
+TableColumns = Annotated[
+    Optional[str], typer.Option("--columns", help="Names in your table: params=COL,tokens=COL,loss=COL[,budget=COL].")
+]
+SurfaceForm = Annotated[
+    Optional[str], typer.Option("--form", help="Surface to fit to your table, or auto. Default: chinchilla.")
+]
+Speeds = Annotated[
+    Optional[Path],
+    typer.Option(
+        "--speeds", help="CSV of measured speeds: params with tokens_per_second, mfu, or flops and device_hours."
+    ),
+]
+Device = Annotated[Optional[str], typer.Option("--device", help="Whose speed and price, such as H100.")]
+Utilisation = Annotated[Optional[float], typer.Option("--mfu", help="One utilisation for all sizes; needs --device.")]
+Price = Annotated[
+    Optional[float], typer.Option("--price", min=0, help="Your price of a device-hour, in US dollars.")
+]
 
 
 def print_json(value: Any) -> None:
