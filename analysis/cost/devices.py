@@ -1,6 +1,7 @@
 """GPUs and their dense bf16 peaks, by the name the driver reports."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -18,6 +19,20 @@ class Device:
     #: Bytes/s to and from the device's own memory.
     memory_bandwidth: float
     source: str
+    #: Dense peaks by precision, FLOP/s: "fp32" (TF32 matrix products where there are any), "fp16", "bf16", "fp8", "fp4".
+    peak_flops: Mapping[str, float] = field(default_factory=dict)
+    #: Bytes of its own memory.
+    memory_bytes: float = 0.0
+    #: GPUs that fast links join, and the bytes/s of one of them over these, in one direction.
+    scale_up_size: int = 1
+    scale_up_bandwidth: float = 0.0
+    #: GPUs of one node, and the bytes/s of one of them to other nodes, in one direction.
+    gpus_per_node: int = 8
+    scale_out_bandwidth: float = 0.0
+    #: Thermal design power, watts.
+    tdp_watts: float = 0.0
+    #: Day the figures were read, ISO.
+    date: str = ""
 
 
 def find_device(device_name: str) -> Device | None:

@@ -1,0 +1,87 @@
+"""The geometry of any decoder-only transformer: what parameters, FLOPs, memory and time are counted from.
+
+Wider than `scaling.config.ModelConfig`, which holds what our own trainer can train: also mixtures of experts,
+multi-head latent attention, sliding windows. Imports nothing heavy.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A decoder-only transformer. Sizes are numbers of elements; names are Megatron's where it has one."""
+
+    name: str
+    num_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    #: Heads of keys and values; equal to num_attention_heads without grouped-query attention.
+    num_query_groups: int
+    #: Channels of one head of queries and keys; with latent attention these are the fields below.
+    kv_channels: int
+    #: Inner size of the MLP of a dense layer.
+    ffn_hidden_size: int
+    vocab_size: int
+    #: Whether the MLP has a gate (SwiGLU, GeGLU): three matrices instead of two.
+    gated: bool = True
+    tie_word_embeddings: bool = False
+    normalization: Literal["rmsnorm", "layernorm", "layernorm_no_affine"] = "rmsnorm"
+    #: A bias on every projection of the MLP and of attention; `qkv_bias` is for those of queries, keys and values alone.
+    add_bias_linear: bool = False
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    #: Norms a layer has beside the two before attention and MLP (Gemma 2 and OLMo 2 norm the outputs too).
+    extra_norms: int = 0
+    #: Rows of a learned position table; None for rotary and other positions without parameters.
+    learned_positions: int | None = None
+    #: Parameters that the fields do not explain, such as an embedding norm's or a position projection's.
+    other_parameters: int = 0
+
+    #: Keys that a query of a windowed layer sees at most, and the number of such layers.
+    sliding_window: int | None = None
+    num_windowed_layers: int = 0
+
+    #: Mixture of experts: experts of one layer, experts a token goes to, their inner size, the inner size of what every
+    #: token passes through beside them (shared experts, all together), and the layers at the start that are dense.
+    num_experts: int = 0
+    moe_router_topk: int = 0
+    moe_ffn_hidden_size: int = 0
+    moe_shared_expert_intermediate_size: int = 0
+    num_dense_layers: int = 0
+
+    #: Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1); kv_lora_rank = 0 means plain attention.
+    #: q_lora_rank = 0: queries are projected at once.
+    q_lora_rank: int = 0
+    kv_lora_rank: int = 0
+    qk_nope_head_dim: int = 0
+    qk_rope_head_dim: int = 0
+    v_head_dim: int = 0
+
+    #: Layers of multi-token prediction, each with one more pass through the output layer.
+    mtp_num_layers: int = 0
+
+    @property
+    def is_moe(self) -> bool:
+        """Whether any layer has experts."""
+        return self.num_experts > 0
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether attention is multi-head latent attention."""
+        return self.kv_lora_rank > 0
+
+    @property
+    def num_moe_layers(self) -> int:
+        """Layers whose MLP is a mixture of experts."""
+        return self.num_layers - self.num_dense_layers if self.is_moe else 0
+
+    @property
+    def qk_channels(self) -> int:
+        """Channels of one head of queries and keys."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim if self.is_latent else self.kv_channels
+
+    @property
+    def v_channels(self) -> int:
+        """Channels of one head of values."""
+        return self.v_head_dim if self.is_latent else self.kv_channels

@@ -1,0 +1,67 @@
+"""One training run as the cost model sees it: model, batch, layout, precision, machine. No measured speed is in it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from analysis.cost.architecture import Architecture
+from analysis.cost.devices import Device
+
+Precision = Literal["fp32", "fp16", "bf16", "fp8", "mxfp8", "nvfp4"]
+Recompute = Literal["none", "selective", "full"]
+#: none: every data rank has everything; zero1: optimizer state divided; zero2: gradients too; zero3: weights too (FSDP).
+Sharding = Literal["none", "zero1", "zero2", "zero3"]
+Schedule = Literal["gpipe", "1f1b", "interleaved1f1b", "zbv", "dualpipev"]
+#: What the constants of the cost model are kept by; see stacks.yaml for what each means.
+Stack = Literal["megatron", "megatron_2021", "fsdp_compiled", "fsdp_eager", "eager"]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that decides the time and the memory of a training step.
+
+    num_gpus = tensor x pipeline x context x data parallel size; expert parallel ranks are taken from the data and
+    context ranks (expert_parallel_size divides their product), as in Megatron. Batch sizes are in sequences.
+    """
+
+    model: Architecture
+    device: Device
+    num_gpus: int
+    seq_length: int
+    global_batch_size: int
+    micro_batch_size: int = 1
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    #: Stages of one rank under an interleaved schedule.
+    virtual_pipeline_parallel_size: int = 1
+    context_parallel_size: int = 1
+    expert_parallel_size: int = 1
+    sequence_parallel: bool = True
+    pipeline_schedule: Schedule = "1f1b"
+    sharding: Sharding = "zero1"
+    #: Ranks that share one copy of what is sharded; None: all data and context ranks (less under HSDP).
+    sharding_size: int | None = None
+    recompute: Recompute = "none"
+    precision: Precision = "bf16"
+    #: Whether attention never writes its scores to memory (flash attention, cuDNN's).
+    flash_attention: bool = True
+    stack: Stack = "megatron"
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Ranks that train different sequences with the same weights."""
+        return self.num_gpus // (self.tensor_parallel_size * self.pipeline_parallel_size * self.context_parallel_size)
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Micro-batches that one rank goes through in a step."""
+        return max(1, self.global_batch_size // (self.data_parallel_size * self.micro_batch_size))
+
+    @property
+    def micro_batch_tokens(self) -> float:
+        """Tokens of one micro-batch on one context rank."""
+        return self.micro_batch_size * self.seq_length / self.context_parallel_size
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step."""
+        return self.global_batch_size * self.seq_length
