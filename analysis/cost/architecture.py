@@ -5,7 +5,10 @@ multi-head latent attention, sliding windows. Imports nothing heavy.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from scaling.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -26,24 +29,36 @@ class Architecture:
     #: Whether the MLP has a gate (SwiGLU, GeGLU): three matrices instead of two.
     gated: bool = True
     tie_word_embeddings: bool = False
-    normalization: Literal["rmsnorm", "layernorm", "layernorm_no_affine"] = "rmsnorm"
-    #: A bias on every projection of the MLP and of attention; `qkv_bias` is for those of queries, keys and values alone.
+    normalization: Literal["rmsnorm", "layernorm", "layernorm_no_bias", "layernorm_no_affine"] = "rmsnorm"
+    #: A bias on every projection of attention and MLP, experts and router included; the three below give one to a part:
+    #: the projections of queries, keys and values, the output projection of attention, the MLP.
     add_bias_linear: bool = False
     qkv_bias: bool = False
+    attention_output_bias: bool = False
+    mlp_bias: bool = False
+    #: One norm of queries and one of keys a layer, shared by the heads; over_heads: with a weight for every channel of
+    #: all heads (OLMo 2, Command R+) instead of for the channels of one.
     qk_norm: bool = False
-    #: Norms a layer has beside the two before attention and MLP (Gemma 2 and OLMo 2 norm the outputs too).
+    qk_norm_over_heads: bool = False
+    #: Norms a layer has beside two: 2 where outputs of attention and MLP are normed as well as inputs (Gemma 2), -1
+    #: where a parallel block has one norm for both (GPT-J, PaLM).
     extra_norms: int = 0
     #: Rows of a learned position table; None for rotary and other positions without parameters.
     learned_positions: int | None = None
+    #: Transformer-XL's relative positions: per layer one projection of the sinusoids and two vectors (Gopher).
+    relative_positions: bool = False
     #: Parameters that the fields do not explain, such as an embedding norm's or a position projection's.
     other_parameters: int = 0
 
-    #: Keys that a query of a windowed layer sees at most, and the number of such layers.
+    #: Keys that a query of a windowed layer sees at most, itself included, and the number of such layers. Chunked: these
+    #: cut the sequence into pieces of that length which do not see each other (Llama 4); the window does not slide.
     sliding_window: int | None = None
     num_windowed_layers: int = 0
+    chunked_attention: bool = False
 
     #: Mixture of experts: experts of one layer, experts a token goes to, their inner size, the inner size of what every
-    #: token passes through beside them (shared experts, all together), and the layers at the start that are dense.
+    #: token passes through beside them (shared experts, all together), and how many of num_layers have a dense MLP
+    #: instead (the first ones in DeepSeek-V3, every second one in Llama 4 Maverick).
     num_experts: int = 0
     moe_router_topk: int = 0
     moe_ffn_hidden_size: int = 0
@@ -85,3 +100,24 @@ class Architecture:
     def v_channels(self) -> int:
         """Channels of one head of values."""
         return self.v_head_dim if self.is_latent else self.kv_channels
+
+
+def architecture_of(model: "ModelConfig", name: str) -> Architecture:
+    """The geometry of a model of ours, under the name that messages and tables call it by."""
+    return Architecture(
+        name=name,
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_query_groups,
+        kv_channels=model.kv_channels,
+        ffn_hidden_size=model.ffn_hidden_size,
+        vocab_size=model.vocab_size,
+        gated=model.activation == "swiglu",
+        tie_word_embeddings=model.tie_word_embeddings,
+        normalization=model.normalization,
+        add_bias_linear=model.add_bias_linear,
+        qk_norm=model.qk_norm,
+        learned_positions=model.max_position_embeddings if model.position_embedding == "learned" else None,
+        relative_positions=model.position_embedding == "relative",
+    )
