@@ -15,17 +15,12 @@ from typing import NamedTuple
 import numpy as np
 
 from analysis.surface import Surface, general_surface
-from scaling.errors import UserError
 
 #: Where nothing is known: each term is a third of the loss, with usual exponents.
 _TYPICAL = np.log([1 / 3, 1 / 3, 1 / 3, 0.35, 0.35, 0.8])
 #: Standard deviations of the logs of E, A', B', alpha, beta and gamma around it.
 _WIDTHS = np.array([1.0, 1.5, 1.5, 0.5, 0.5, 0.5])
 _MAX_STEPS = 200
-_SIZES_ON_TOP = 5
-_SPAN_ON_TOP = 4.0
-_TOP_SHARE = 0.2
-_HELD_OUT_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -224,85 +219,12 @@ def choose(
             break
         chosen.append(best)
         spent += cost[best]
-        covariance = _after(covariance, best, noise)
+        covariance = after_run(covariance, best, noise)
         allowed[best] = repeat
     return chosen
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """Cells to run next, m of them, in order; `deviations` [m + 1, 2]: of ln N* and ln L* before and after each.
-
-    role: "held-out" (to be predicted by the law of the others), "top" (the IsoFLOP at the largest budget) or "chosen".
-    """
-
-    params: np.ndarray
-    tokens: np.ndarray
-    cost: np.ndarray
-    role: tuple[str, ...]
-    deviations: np.ndarray
-
-
-def propose(
-    belief: Belief, target_flops: float, budget: float, smallest_flops: float, cost_of: Callable[..., np.ndarray]
-) -> Proposal:
-    """The next cells for a budget.
-
-    cost_of(params, tokens) [n] in the unit of `budget`. A tenth of the budget is a held-out run at its compute-optimal
-    size, a fifth an IsoFLOP of five sizes at the largest compute which that pays: the form's error shows on these two
-    and nowhere else. The rest goes, once each, to the cells that shrink the variances of ln N* and ln L* at
-    `target_flops` by the largest share per cost. Raises UserError when the budget pays for nothing.
-    """
-    if not budget > 0 or not target_flops > 0:
-        raise UserError(f"budget = {budget:g}, target = {target_flops:g} FLOPs: both must be above zero")
-    held = _isoflop(belief, _HELD_OUT_SHARE * budget, 1, smallest_flops, cost_of)
-    top = _isoflop(belief, _TOP_SHARE * budget, _SIZES_ON_TOP, smallest_flops, cost_of)
-    flops = np.geomspace(smallest_flops, max(6 * top[0][0] * top[1][0], smallest_flops), 13).repeat(17)
-    params = belief.law.optimum(flops).params * np.tile(np.geomspace(1 / 16, 16, 17), 13)
-    grid = params, flops / 6 / params
-    cost = cost_of(*grid)
-    targets = optimum_targets(belief, target_flops)
-    first = [np.concatenate(pair) for pair in zip(held, top)]
-    covariance = joint_covariance(belief, *(np.concatenate([a, b]) for a, b in zip(grid, first)), targets)
-    variances = [np.diag(covariance)[-2:]] * (1 + len(held[0]))  # a held-out run is not learned from
-    for index in range(len(cost) + len(held[0]), len(cost) + len(first[0])):
-        covariance = _after(covariance, index, belief.noise)
-        variances.append(np.diag(covariance)[-2:])
-    keep = np.r_[: len(cost), len(covariance) - 2 : len(covariance)]
-    covariance = covariance[np.ix_(keep, keep)]
-    rest = choose(covariance, cost, budget - cost_of(*first).sum(), belief.noise, False, relative_gain)
-    for index in rest:
-        covariance = _after(covariance, index, belief.noise)
-        variances.append(np.diag(covariance)[-2:])
-    order = np.array(rest, int)
-    return Proposal(
-        params=np.concatenate([first[0], grid[0][order]]),
-        tokens=np.concatenate([first[1], grid[1][order]]),
-        cost=np.concatenate([cost_of(*first), cost[order]]),
-        role=("held-out",) * len(held[0]) + ("top",) * len(top[0]) + ("chosen",) * len(rest),
-        deviations=np.sqrt(variances),
-    )
-
-
-def _after(covariance: np.ndarray, index: int, noise: float) -> np.ndarray:
+def after_run(covariance: np.ndarray, index: int, noise: float) -> np.ndarray:
+    """The covariance once a run of this cell is known: the loss itself does not matter."""
     column = covariance[:, index]
     return covariance - np.outer(column, column) / (column[index] + noise**2)
-
-
-def _isoflop(
-    belief: Belief, budget: float, sizes: int, smallest_flops: float, cost_of: Callable[..., np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Sizes around N* at one compute, the largest that the budget pays for all of them, by bisection."""
-    span = np.geomspace(1 / _SPAN_ON_TOP, _SPAN_ON_TOP, sizes) if sizes > 1 else np.ones(1)
-
-    def cells(log_flops: float) -> tuple[np.ndarray, np.ndarray]:
-        params = belief.law.optimum(np.exp(log_flops)).params * span
-        return params, np.exp(log_flops) / 6 / params
-
-    low, high = np.log(smallest_flops), np.log(smallest_flops) + 60.0
-    if cost_of(*cells(low)).sum() > budget:
-        raise UserError(f"budget = {budget:g} for {sizes} run(s) at {smallest_flops:.2e} FLOPs: too little: raise it")
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if cost_of(*cells(middle)).sum() <= budget else (low, middle)
-    return cells(low)

@@ -6,7 +6,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from analysis.estimator import Estimator, Fit, refit
 from analysis.fitting import AUTO, choose_estimator, choose_rows, first_estimator, fit_selection, load_table
 from analysis.law import Law
+from analysis.noise import Noise, estimate_noise
 from analysis.surface import Surface
 from analysis.table import Table
 from analysis.uncertainty import default_scheme, draw
@@ -37,6 +38,14 @@ class SampledLaw:
     source: str
     fit: Fit | None = None
     runs: Table | None = None
+
+    def noise(self) -> Noise:
+        """How far runs of one cell lie apart, as the runs tell."""
+        if self.runs is None:
+            return estimate_noise(np.empty(0), np.empty(0), np.empty(0), None)
+        runs = self.runs
+        residuals = np.log(self.law.loss(runs.params, runs.tokens) / runs.loss)
+        return estimate_noise(runs.params, runs.tokens, runs.loss, residuals, len(fields(self.law)))
 
 
 def sample_law(table: Any, columns: Any, settings: Mapping[str, Any], resamples: int, seed: int) -> SampledLaw:

@@ -13,12 +13,10 @@ from analysis.design import (
     joint_covariance,
     loss_targets,
     optimum_targets,
-    propose,
     relative_gain,
     variance_gain,
 )
 from analysis.laws import FORMS, ChinchillaLaw
-from scaling.errors import UserError
 
 LAW = ChinchillaLaw(E=1.8172, A=477.8, B=2143.4, alpha=0.3473, beta=0.3672)
 
@@ -165,34 +163,6 @@ def test_doubt_in_the_form_moves_runs_towards_the_target():
         covariance = joint_covariance(belief, params, tokens, optimum_targets(belief, 1e22))
         largest.append(cost[choose(covariance, cost, 5e21, belief.noise, gain=relative_gain)].max())
     assert largest[1] > 3 * largest[0]
-
-
-def test_a_proposal_keeps_a_top_isoflop_a_held_out_run_and_its_budget():
-    belief = knowing()
-    found = propose(belief, 1e23, 1e21, 1e18, lambda params, tokens: 6 * params * tokens)
-    role = np.array(found.role)
-    assert 0.9e21 < found.cost.sum() <= 1e21 * (1 + 1e-9)
-    assert (role == "held-out").sum() == 1 and (role == "top").sum() == 5 and (role == "chosen").sum() > 3
-    top = 6 * found.params[role == "top"] * found.tokens[role == "top"]
-    assert np.ptp(top) < 1e-6 * top[0] and found.cost[role == "held-out"] > top[0]
-    assert len(found.deviations) == len(role) + 1
-    assert (np.diff(found.deviations, axis=0) <= 1e-12).all()
-    assert (found.deviations[-1] < 0.5 * found.deviations[0]).all()
-    assert (found.deviations[0] == found.deviations[1]).all(), "the held-out run teaches nothing"
-
-
-def test_more_money_buys_more_certainty_and_none_is_refused():
-    belief = knowing()
-
-    def flops(params, tokens):
-        return 6 * params * tokens
-
-    last = [propose(belief, 1e23, budget, 1e18, flops).deviations[-1] for budget in (1e20, 1e21, 1e22)]
-    assert (np.diff(last, axis=0) < 0).all()
-    with pytest.raises(UserError, match="too little"):
-        propose(belief, 1e23, 1e18, 1e18, flops)
-    with pytest.raises(UserError, match="above zero"):
-        propose(belief, 1e23, 0.0, 1e18, flops)
 
 
 @pytest.mark.skipif(not FOLDER.is_dir(), reason=f"the published tables are not in {FOLDER}")
