@@ -1,7 +1,9 @@
-"""Pieces that several figures share: axes, ticks, legend, bands."""
+"""Pieces that several figures share: axes and their labels, ticks, legend, bands."""
 
 import math
+import textwrap
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from analysis import figure_style, formatting
 from analysis.formatting import is_number
@@ -11,15 +13,49 @@ from analysis.runs import Rows, by_budget, compute_of, finished_runs
 SIZE = (4.3, 3.5)
 
 
-def single_axes(xlabel: str, ylabel: str):
-    """A Figure of the standard size and its one Axes."""
+#: Letters that fit beside its x and its y axis.
+_LABEL_WIDTHS = (50, 32)
+#: What an axis is called when the quantity is this project's own, convention and unit included ...
+_OWN_LABELS = {
+    "params": "Parameters N, with embeddings",
+    "tokens": "Training tokens D",
+    "flops": "Compute C = 6ND (FLOPs)",
+    "loss": "Loss (nats per token)",
+}
+#: ... and when it is a column of somebody else's table, who alone knows what it counts.
+_COLUMN_LABELS = {
+    "params": "Parameters N (column {!r})",
+    "tokens": "Training tokens D (column {!r})",
+    "flops": "Compute C (FLOPs, column {!r})",
+    "loss": "Loss (column {!r})",
+}
+
+
+def axis_label(name: str, law: Any = None) -> str:
+    """The label of an axis for "params", "tokens", "flops" or "loss", as the table behind `law` (law.json) has it."""
+    columns = ((law if isinstance(law, dict) else {}).get("settings") or {}).get("columns") or {}
+    column = columns.get(name, name)
+    return _OWN_LABELS[name] if column == name else _COLUMN_LABELS[name].format(column)
+
+
+def axes_for(ax: Any, xlabel: str, ylabel: str) -> Any:
+    """`ax` with its labels; None: new ones in a pyplot figure, which a notebook shows by itself."""
+    if ax is None:
+        from matplotlib import pyplot
+
+        ax = pyplot.figure(figsize=SIZE).add_subplot()
+    ax.set_xlabel(textwrap.fill(xlabel, _LABEL_WIDTHS[0]))
+    ax.set_ylabel(textwrap.fill(ylabel, _LABEL_WIDTHS[1]))
+    return ax
+
+
+def figure_of(draw: Callable[..., Any], *arguments: Any) -> Any:
+    """A Figure of the standard size with what `draw` draws; pyplot knows nothing of it."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=SIZE)
-    ax = figure.add_subplot()
-    ax.set_xlabel(xlabel)
-    ax.set_ylabel(ylabel)
-    return figure, ax
+    draw(*arguments, ax=figure.add_subplot())
+    return figure
 
 
 def columns_of(points: Iterable[tuple[float, float]]) -> tuple[list[float], list[float]]:
@@ -39,11 +75,16 @@ def budget_label(budget: float | None) -> str:
     return f"{formatting.power(budget)} FLOPs" if budget else "no budget given"
 
 
-def legend(figure, ax, columns: int = 2) -> None:
-    """The legend below the axes, where it covers no data."""
+def legend(ax: Any, columns: int = 2) -> None:
+    """The legend: below axes that have a figure of this project's style to themselves, else inside them."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     handles, labels = ax.get_legend_handles_labels()
-    if handles:
+    figure = ax.figure
+    if handles and len(figure.axes) == 1 and isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
         figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))
+    elif handles:
+        ax.legend(loc="best")
 
 
 def band(ax, optimum: list[dict], quantity: str, color: str, label: str) -> None:
@@ -72,16 +113,16 @@ def log_ticks(axis, show: Callable[[float, int], str], subs: tuple[float, ...] |
 
     low, high = sorted(axis.get_view_interval())
     decades = math.log10(high / low)
-    subs = subs or ((1, 2, 5) if decades < 1.3 else (1, 3) if decades < 2.6 else (1,))
+    subs = subs or ((1, 2, 5) if decades < 1.3 else (1, 3) if decades < 3.2 else (1,))
     axis.set_major_locator(LogLocator(subs=subs, numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: show(value, 1)))
     axis.set_minor_formatter(NullFormatter())
 
 
-def plain_ticks(axis) -> None:
-    """Ticks at round numbers of a log axis that spans less than a decade, as a loss does."""
+def plain_ticks(axis, show: Callable[[float], str] = "{:g}".format) -> None:
+    """Ticks at round numbers of a log axis that spans less than a decade, as a loss does, written by `show`."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
     axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: show(value)))
     axis.set_minor_locator(NullLocator())

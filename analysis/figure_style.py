@@ -1,7 +1,8 @@
 """How the figures look, and how one becomes SVG that follows the reader's light or dark page.
 
-Colours are viridis for ordered things (budgets, sizes) and Okabe and Ito's set for unordered ones;
-both stay apart under the common forms of colour blindness. matplotlib is imported inside functions.
+Ordered things (budgets, sizes) are coloured by viridis (Smith and van der Walt 2015, matplotlib's default), unordered
+ones by the set of Okabe and Ito 2008 ("Color Universal Design"); both stay apart under the common forms of colour
+blindness, and viridis in grey print. matplotlib is imported inside functions.
 """
 
 import contextlib
@@ -71,6 +72,7 @@ _RC = {
     "lines.solid_capstyle": "round",
     "patch.linewidth": 0.0,
     "path.simplify_threshold": 0.2,
+    "pdf.fonttype": 42,
 }
 
 
@@ -82,6 +84,13 @@ def style(text_as_paths: bool = False) -> Iterator[None]:
     fonttype = "path" if text_as_paths else "none"
     with matplotlib.rc_context({**_RC, "svg.fonttype": fonttype, "svg.hashsalt": "scaling-lab"}):
         yield
+
+
+def use() -> None:
+    """The figures' settings from here on, as a notebook wants them."""
+    import matplotlib
+
+    matplotlib.rcParams.update({**_RC, "savefig.facecolor": PAPER})
 
 
 def series_colors(number: int) -> list[str]:

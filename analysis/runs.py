@@ -4,8 +4,12 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from analysis.formatting import is_number
+from analysis.isoflop import group_budgets
 from analysis.laws import Law
+from analysis.table import Table
 
 POINTS_PER_CURVE = 48
 
@@ -13,9 +17,23 @@ Rows = list[dict[str, Any]]
 
 
 def tidy_records(records: Any) -> Rows:
-    """A list of plain dictionaries from such a list or from a DataFrame; missing and NaN become None."""
+    """A list of plain dictionaries from such a list, a DataFrame or a Table; missing and NaN become None."""
+    if isinstance(records, Table):
+        records = _table_rows(records)
     rows = records.to_dict("records") if hasattr(records, "to_dict") else list(records)
     return [{str(key): _plain(value) for key, value in row.items()} for row in rows]
+
+
+def _table_rows(table: Table) -> Rows:
+    """The runs of a table, each with the IsoFLOP budget that the table names or its FLOPs show."""
+    budget = np.full(len(table), np.nan)
+    for flops, runs in group_budgets(table) or []:
+        budget[runs] = flops
+    columns = {**table.values, "flops_budget": budget}
+    return [
+        {"run_id": run_id, **{name: column[index] for name, column in columns.items()}}
+        for index, run_id in enumerate(table.run_id)
+    ]
 
 
 def _plain(value: Any) -> Any:
@@ -52,9 +70,9 @@ def by_budget(rows: Iterable[dict]) -> dict[float | None, Rows]:
     return {budget: sorted(groups[budget], key=lambda row: row.get("params") or 0) for budget in ordered}
 
 
-def predicted_losses(law: dict, rows: Rows) -> list[float]:
-    """Loss that the fitted surface gives at each row's params and tokens, nats per token."""
-    surface = Law.from_dict(law)
+def predicted_losses(law: dict | Law, rows: Rows) -> list[float]:
+    """Loss that the surface in law.json, or given itself, has at each row's params and tokens, nats per token."""
+    surface = law if isinstance(law, Law) else Law.from_dict(law)
     return [float(loss) for loss in surface.loss([row["params"] for row in rows], [row["tokens"] for row in rows])]
 
 
