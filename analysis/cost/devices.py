@@ -32,7 +32,7 @@ class Device:
     #: Bytes/s to and from the device's own memory.
     memory_bandwidth: float
     source: str
-    #: Dense peaks by precision, FLOP/s: "fp32" (TF32 matrix products where there are any), "fp16", "bf16", "fp8", "fp4".
+    #: Dense peaks by precision, FLOP/s: fp32 (TF32 matrix products where there are any), fp16, bf16, fp8, fp4.
     peak_flops: Mapping[str, float] = field(default_factory=dict)
     #: Bytes of its own memory.
     memory_bytes: float = 0.0
@@ -77,6 +77,12 @@ def require_device(device_name: str) -> Device:
         near = ", ".join(nearest_names(device_name))
         raise UserError(f"gpu = {device_name}: not in the table: choose {near}, or give your own device in a file")
     return device
+
+
+def find_variants(device_name: str) -> list[Device]:
+    """Devices of the table whose chip the name names, whatever else it says; empty for other names."""
+    wanted = _words(device_name)
+    return [device for device, words, _ in _devices() if words[0] in wanted]
 
 
 def device_names() -> list[str]:

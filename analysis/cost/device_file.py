@@ -1,0 +1,127 @@
+"""A device that is not in the table: the user's own, from a file, or this machine's CPU, measured on the spot."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from analysis.cost.devices import Device, device_from_entry, find_variants
+from analysis.cost.matmul_rate import core_matmul_rate
+from scaling.errors import UserError
+
+PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "fp4")
+#: The fields of a file with the fields inside them; all but the last two are needed. Units are in the names.
+_FIELDS: dict[str, tuple[str, ...]] = {
+    "device": (),
+    "tflops": PRECISIONS,
+    "memory": ("gib", "gbytes_per_second"),
+    "scale_up": ("gpus", "gbytes_per_second"),
+    "node": ("gpus", "gbits_per_second_per_gpu"),
+    "tdp_watts": (),
+    "source": (),
+    "date": (),
+}
+_OPTIONAL = ("source", "date")
+#: A peak within this share of twice a dense one is that chip's figure with sparsity.
+_SPARSE_TOLERANCE = 0.005
+_COPY_BYTES = 2**26
+
+
+def load_device(path: Path) -> Device:
+    """A device from a YAML or JSON file with the fields of an entry of devices.yaml, except `words` and `driver`.
+
+    Raises UserError, with the field, its value and the remedy, when the file cannot be read, lacks a field or has a
+    field that is not known, when a number is not positive, and when a peak is a known chip's figure with sparsity.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        entry = json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, json.JSONDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot be read as a device ({reason}): give a YAML or JSON file") from None
+    if not isinstance(entry, Mapping):
+        raise UserError(f"{path}: holds no fields: give {', '.join(_FIELDS)}")
+    _check_fields(path, "", entry, _FIELDS, [name for name in _FIELDS if name not in _OPTIONAL])
+    for name, inner in _FIELDS.items():
+        if inner:
+            if not isinstance(entry[name], Mapping):
+                raise UserError(f"{path}: {name} = {entry[name]}: must hold {', '.join(inner)}")
+            _check_fields(path, f"{name}.", entry[name], inner, () if name == "tflops" else inner)
+            for key, value in entry[name].items():
+                _check_number(path, f"{name}.{key}", value, whole=key == "gpus")
+    _check_number(path, "tdp_watts", entry["tdp_watts"])
+    if not isinstance(entry["device"], str) or not entry["device"].strip():
+        raise UserError(f"{path}: device = {entry['device']}: must be a name")
+    if not {"bf16", "fp16", "fp32"} & set(entry["tflops"]):
+        raise UserError(f"{path}: tflops: needs the dense peak in bf16, fp16 or fp32")
+    for precision, value in entry["tflops"].items():
+        refuse_sparse_peak(entry["device"], precision, value * 1e12)
+    return device_from_entry({"source": str(path), "date": date.today().isoformat()} | dict(entry))
+
+
+def refuse_sparse_peak(device_name: str, precision: str, peak_flops: float) -> None:
+    """Raises UserError when a peak in FLOP/s is the figure with 2:4 sparsity of the chip that the name names."""
+    for variant in find_variants(device_name):
+        dense = variant.peak_flops.get(precision)
+        if dense and math.isclose(peak_flops, 2 * dense, rel_tol=_SPARSE_TOLERANCE):
+            raise UserError(
+                f"{precision} peak = {peak_flops / 1e12:g} TFLOP/s: that is {variant.name} with sparsity, which "
+                f"training has not: give the dense {dense / 1e12:g}"
+            )
+
+
+def cpu_device(name: str) -> Device:
+    """One core of this machine's CPU as a device, so that `num_gpus` counts cores: rate and bandwidth measured (0.4 s).
+
+    Its peak is a float32 matrix product of numpy; it has no known power, so its energy is not estimated.
+    """
+    rate, bandwidth = core_matmul_rate(), _copy_bandwidth()
+    cores = os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Device(
+        name=name,
+        bf16_flops=rate,
+        memory_bandwidth=bandwidth,
+        source=f"float32 matrix product ({rate / 1e9:.0f} GFLOP/s) and copy measured on one core of this machine",
+        peak_flops={"fp32": rate},
+        memory_bytes=memory / cores,
+        scale_up_size=cores,
+        scale_up_bandwidth=bandwidth / 2,
+        gpus_per_node=cores,
+        date=date.today().isoformat(),
+    )
+
+
+def _copy_bandwidth() -> float:
+    """Bytes/s that one core reads and writes when it copies more than its caches hold: the best of three."""
+    import numpy as np
+
+    source = np.ones(_COPY_BYTES // 8)
+    target = np.empty_like(source)
+    best = math.inf
+    for _ in range(3):
+        start = time.perf_counter()
+        np.copyto(target, source)
+        best = min(best, time.perf_counter() - start)
+    return 2 * _COPY_BYTES / best
+
+
+def _check_fields(path: Path, prefix: str, given: Mapping[str, Any], known: Any, needed: Any) -> None:
+    for name in given:
+        if name not in known:
+            raise UserError(f"{path}: {prefix}{name}: is not a field: choose from {', '.join(known)}")
+    for name in needed:
+        if name not in given:
+            raise UserError(f"{path}: {prefix}{name}: is missing: give it as in analysis/cost/devices.yaml")
+
+
+def _check_number(path: Path, field: str, value: Any, whole: bool = False) -> None:
+    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value <= 0:
+        raise UserError(f"{path}: {field} = {value}: must be a {'whole ' if whole else ''}number greater than 0")
