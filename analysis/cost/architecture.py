@@ -50,8 +50,8 @@ class Architecture:
     #: Parameters that the fields do not explain, such as an embedding norm's or a position projection's.
     other_parameters: int = 0
 
-    #: Keys that a query of a windowed layer sees at most, itself included, and the number of such layers. Chunked: these
-    #: cut the sequence into pieces of that length which do not see each other (Llama 4); the window does not slide.
+    #: Keys that a query of a windowed layer sees at most, itself included, and the number of such layers. Chunked: they
+    #: cut the sequence into pieces that do not see each other (Llama 4), and nothing slides.
     sliding_window: int | None = None
     num_windowed_layers: int = 0
     chunked_attention: bool = False
