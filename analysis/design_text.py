@@ -24,14 +24,17 @@ def design_lines(design: dict[str, Any]) -> list[str]:
         paid = "" if price is None else f" ({dollars(amount * price['usd_per_device_hour'])})"
         return f"{significant(amount)} device-hours{paid}"
 
+    def each(seeds: int) -> str:
+        return f" for each of {seeds} seeds" if seeds > 1 else ""
+
     cells = design["cells"]
     lines = [
         f"for N* and L* at {significant(design['target_flops'])} FLOPs, knowing {design['runs_known']} runs, "
         f"a budget of {money(design['budget']['amount'])}{design['budget']['source']}:"
     ]
     lines += [
-        f"  {cell['role']:<8} N {count(cell['params'])}, D {count(cell['tokens'])}, {money(cell['cost'])}, "
-        f"loss {cell['expected_loss']:.3f} expected"
+        f"  {cell['role']:<8} N {count(cell['params'])}, D {count(cell['tokens'])}, {money(cell['cost_each'])}"
+        f"{each(cell['seeds'])}, loss {cell['expected_loss']:.3f} expected"
         for cell in cells[:_LINES]
     ]
     if len(cells) > _LINES:

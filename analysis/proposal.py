@@ -76,8 +76,8 @@ def propose(
 
     A tenth of the budget is a held-out run at its compute-optimal size. A fifth is an IsoFLOP of five sizes at the
     largest compute that this pays, unless the runs have a larger one: the form's error shows on these two and nowhere
-    else. The rest goes, once each, to the cells that shrink the variances of ln N* and ln L* at `target_flops` by the
-    largest share per cost. planned: params and tokens of runs that will be trained in any case. Raises UserError when
+    else. The rest goes to the cells that shrink the variances of ln N* and ln L* at `target_flops` by the largest share
+    for their cost; a cell may come again, as another seed. planned: params and tokens of runs that will be trained in any case. Raises UserError when
     the budget pays for nothing.
     """
     if not (0 < budget < np.inf and 0 < target_flops < np.inf):
@@ -104,7 +104,7 @@ def propose(
         variances.append(np.diag(covariance)[-2:])
     keep = np.r_[:count, len(covariance) - 2 : len(covariance)]
     covariance = covariance[np.ix_(keep, keep)]
-    order = choose(covariance, cost, budget - first_cost.sum(), belief.noise, False, relative_gain)
+    order = choose(covariance, cost, budget - first_cost.sum(), belief.noise, gain=relative_gain)
     for index in order:
         covariance = after_run(covariance, index, belief.noise)
         variances.append(np.diag(covariance)[-2:])
@@ -217,11 +217,9 @@ def describe(
     """The proposal and what it rests on, as plain data.
 
     budget: {"kind", "amount", "source"}. runs_known, source: of the runs or the law behind the belief. price:
-    {"usd_per_device_hour", "device", "date", "provider"} or None. Adds `cells` in order, `buys` (spending, and the
+    {"usd_per_device_hour", "device", "date", "provider"} or None. Adds `cells`, each once with its number of `seeds`, `buys` (spending, and the
     deviations that it leaves) and `notes`.
     """
-    expected = belief.predict(found.params, found.tokens)
-    columns = zip(found.role, *(c.tolist() for c in (found.params, found.tokens, found.cost, expected)))
     return {
         "target_flops": target_flops,
         "budget": {**budget, "spent": float(found.cost.sum())},
@@ -234,17 +232,7 @@ def describe(
             "form_error": belief.form_error,
             "correlation_length": belief.correlation_length,
         },
-        "cells": [
-            {
-                "role": role,
-                "params": params,
-                "tokens": tokens,
-                "flops": 6.0 * params * tokens,
-                "cost": cost,
-                "expected_loss": loss,
-            }
-            for role, params, tokens, cost, loss in columns
-        ],
+        "cells": _cells(belief, found),
         "buys": _buys(found),
         "notes": list(found.notes),
         "price": price,
@@ -255,6 +243,17 @@ def describe(
             "sd": "standard deviation of ln N* and ln L* at target_flops, error of the form included",
         },
     }
+
+
+def _cells(belief: Belief, found: Proposal) -> list[dict[str, Any]]:
+    """Every cell once, with its number of runs and the loss that is expected of it."""
+    expected = belief.predict(found.params, found.tokens)
+    columns = zip(found.role, *(c.tolist() for c in (found.params, found.tokens, found.cost, expected)))
+    cells: dict[tuple, dict[str, Any]] = {}
+    for role, params, tokens, cost, loss in columns:
+        cell = {"role": role, "params": params, "tokens": tokens, "flops": 6.0 * params * tokens, "seeds": 0}
+        cells.setdefault((role, params, tokens), {**cell, "cost_each": cost, "expected_loss": loss})["seeds"] += 1
+    return list(cells.values())
 
 
 def _buys(found: Proposal) -> list[dict[str, float]]:

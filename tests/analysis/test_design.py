@@ -134,12 +134,13 @@ def test_choices_stay_within_the_budget_and_beat_their_rivals():
         run = replace(belief, x=belief.place(params[chosen], tokens[chosen]), log_loss=np.zeros(len(chosen)))
         return np.diag(joint_covariance(run, np.empty(0), np.empty(0), targets))
 
-    ours = choose(covariance, cost, budget, belief.noise, gain=relative_gain)
+    # the form is right here, so that gain per cost is best
+    ours = choose(covariance, cost, budget, belief.noise, gain=relative_gain, cost_exponent=1.0)
     assert 0.9 * budget < cost[ours].sum() <= budget
     order = np.random.default_rng(0).permutation(len(cost))
     at_random = order[np.cumsum(np.where(cost[order] < budget, cost[order], 0)) <= budget]
     at_random = at_random[cost[at_random] < budget]
-    for rival in (at_random, choose(covariance, cost, budget, belief.noise, gain=information_gain)):
+    for rival in (at_random, choose(covariance, cost, budget, belief.noise, gain=information_gain, cost_exponent=1.0)):
         assert cost[rival].sum() <= budget
         assert np.log(variances(ours)).sum() < np.log(variances(rival)).sum()
 
@@ -153,6 +154,15 @@ def test_once_only_runs_and_runs_left_out():
     assert len(chosen) == len(set(chosen)) and not without[chosen].any()
     paused = choose(covariance, cost, cost.sum(), belief.noise, repeat=False, pause=cost[chosen[0]])
     assert len(paused) < len(chosen)
+
+
+def test_a_smaller_exponent_of_the_cost_buys_larger_runs():
+    belief, (params, tokens) = knowing(), cells(7, 9, 1e18, 1e21)
+    cost = 6 * params * tokens
+    covariance = joint_covariance(belief, params, tokens, optimum_targets(belief, 1e23))
+    runs = [cost[choose(covariance, cost, 1e21, belief.noise, cost_exponent=exponent)] for exponent in (1.0, 0.5, 0.0)]
+    assert runs[0].mean() < runs[1].mean() < runs[2].mean()
+    assert runs[0][0] == cost.min() and runs[2][0] > 100 * cost.min()
 
 
 def test_doubt_in_the_form_moves_runs_towards_the_target():

@@ -42,7 +42,7 @@ def designed(run, *arguments):
 def test_records_and_a_budget_give_the_next_runs_and_what_they_buy(run):
     found = designed(run, "runs.csv", "--target", 1e22, "--flops", 1e21)
     cells = found["cells"]
-    spent = sum(cell["cost"] for cell in cells)
+    spent = sum(cell["seeds"] * cell["cost_each"] for cell in cells)
     assert found["runs_known"] == 15 and spent == pytest.approx(found["budget"]["spent"]) and spent <= 1e21 * (1 + 1e-9)
     roles = [cell["role"] for cell in cells]
     assert roles.count("held-out") == 1 and roles.count("top") == 5 and roles.count("chosen") > 5
@@ -65,7 +65,7 @@ def test_dollars_are_hours_at_a_dated_price(run):
     each = found["price"]["usd_per_device_hour"] / 3600 / (0.4 * 989.4e12)
     assert found["price"]["date"] >= "2026-01-01" and found["budget"]["spent"] <= 1000
     for cell in found["cells"]:
-        assert cell["cost"] == pytest.approx(cell["flops"] * each, rel=1e-2)
+        assert cell["cost_each"] == pytest.approx(cell["flops"] * each, rel=1e-2)
 
 
 def test_people_read_the_cells_and_what_each_part_buys(run):
