@@ -9,38 +9,42 @@ For a rank that holds P parameters, with R = data x context parallel ranks that 
 
 FSDP2 divides the first three by R as well (ZeRO-3, section 5.3).
 
-Activations are what the backward pass needs of the forward pass. Korthikanti et al. (2022, section 4) count another
-block (two-byte elements, dropout, no gate); the list here is this model's. A micro-batch on one rank has
-M = sequences x T / context ranks tokens. With D hidden, H query and G key/value heads of K channels, F inner channels,
-t tensor ranks and e bytes an element of the matrix products (4 or 2), a layer keeps for each token:
+Activations are what the backward pass needs of the forward pass: scaling/activations.py lists the tensors of a layer,
+and `_kept` below says what this trainer keeps of each. With e the bytes of an element of the matrix products (4 or 2),
+they are for each token of a micro-batch on one rank:
 
-    norms              2 x 4 D              the residual stream, float32; / t with sequence parallelism (section 4.2);
-                                            twice for RMSNorm on a CPU, which torch composes of several operations
-    their outputs      2 x e D              inputs of the projections; / t likewise, gathered again in the backward pass
+    norms              2 (4 D + 4)          the residual stream or what it is normalised to, float32; / t with sequence
+                                            parallelism (Korthikanti et al. 2022, section 4.2)
+    their outputs      2 e D                inputs of the projections; / t likewise, gathered again in the backward pass
     q, k, v            e (H + 2 G) K / t    as projected
-    q, k again         e (H + G) K / t      once for rotary positions and once for qk_norm
-    o                  2 x e H K / t        of the attention, and as the input of the output projection
-    scores             e H T / t            only without a blocked kernel: short sequences on a CPU; twice if relative
-    MLP                e x 4 F / t          gate, up, silu(gate) and product; 2 F for GELU
+    q, k again         e (H + G) K / t      rotated, or normed; with qk_norm in float32 besides, for the norm
+    o                  e H K / t            of the attention, which is the input of the output projection
+    scores             4 H T / t            on a CPU for short sequences, where attention is written by hand, with q, k
+                                            and v in float32 instead of the above; and with relative positions
+    MLP                4 e F / t            gate, up, silu(gate) and product; 2 F for GELU
 
-Selective recomputation keeps what the projections give and take, (2 H + 2 G) K and 3 F (2 F for GELU); full
-recomputation keeps the layer's input, 4 D, and has one layer's whole list at a time (ibid. section 5).
+with D hidden, H query and G key/value heads of K channels, F inner channels, t tensor ranks. Selective recomputation
+keeps what the projections give and take, (2 H + 2 G) K and 3 F (2 F for GELU); full recomputation keeps the layer's
+input, 4 D, and has one layer's whole list at a time (ibid. section 5).
 
-A pipeline rank holds the activations of every micro-batch in flight; under 1F1B rank r of p has p - r (Narayanan et
-al. 2021, section 2.2). The last stage has the logits' gradient besides, scaled and unscaled: (8 + e) M V / t, once.
+A pipeline rank holds the activations of every micro-batch in flight. The last stage has those of the last norm, and of
+each logit 12 bytes at once during the loss's backward pass (log-softmax, its gradient, the logits' gradient), 8 in the
+fused loss, 4 + e with logits divided over tensor ranks.
 
 What the estimate leaves out: the allocator's unused room, workspaces of libraries, communication buffers.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
 from scaling.accounting import parameter_shapes
+from scaling.activations import Kept, LayerSizes, layer_tensors, micro_batches_in_flight
 from scaling.config import ModelConfig, RunConfig
 
-#: Up to this length a CPU's attention is hand-written and keeps [T, T] scores.
-_LONGEST_CPU_SCORES = 512
+#: Up to these lengths a CPU's attention keeps [T, T] scores: in the hand-written functions (`scaling.engine.fusing`),
+#: and as a kernel of its own (parallel/backends.py).
+_LONGEST_FUSED, _LONGEST_SCORES = 512, 256
 
 _COLUMNS = ("query.", "key.", "value.", "gate.", "up.", "relative.")
 _ROWS = ("attention.output.", "mlp.down.")
@@ -91,8 +95,8 @@ def rank_memory(config: RunConfig, pipeline_rank: int) -> Memory:
         compute_copy=(2 * params // sharded) if low else 0,
         gradients=full * params // sharded,
         moments=2 * full * params // replicas,
-        activations=tokens * _activations(config, pipeline_rank, layers, size),
-        logits=(8 + size) * tokens * table if last else 0,
+        activations=math.ceil(tokens * _activations(config, pipeline_rank, layers, last, size, full)),
+        logits=_logit_bytes(config, size) * tokens * table if last else 0,
     )
 
 
@@ -134,32 +138,105 @@ def _piece(model: ModelConfig, name: str, shape: tuple[int, ...], tensor: int) -
     return size
 
 
-def _activations(config: RunConfig, rank: int, layers: int, size: int) -> int:
+def _activations(config: RunConfig, rank: int, layers: int, last: bool, size: int, full: int) -> float:
     """Bytes a token of one micro-batch, for all of a rank's layers and all micro-batches in flight."""
-    recompute = config.execution.recompute_granularity
-    kept = {
-        "none": _layer_bytes(config, size, selective=False),
-        "selective": _layer_bytes(config, size, selective=True),
-        "full": 4 * config.model.hidden_size // _sequence_ranks(config),
-    }[recompute]
-    again = _layer_bytes(config, size, selective=False) if recompute == "full" else 0
-    return math.ceil(layers * kept * _in_flight(config, rank)) + again
+    layout, granularity = config.parallel, config.execution.recompute_granularity
+    hidden = config.model.hidden_size / _sequence_ranks(config)
+    kept = full * hidden if granularity == "full" else _layer_bytes(config, size, full, granularity)
+    again = _layer_bytes(config, size, full, "none") if granularity == "full" else 0
+    batches = config.global_batch_size // layout.data_parallel_size // config.micro_batch_size
+    in_flight = micro_batches_in_flight(
+        layout.pipeline_schedule, layout.pipeline_parallel_size, rank, layout.stages_per_rank, batches
+    )
+    wide = config.model.normalization != "rmsnorm" and _fuses(config)  # LayerNorm hands float32 on to the fused loss
+    final_norm = full * hidden + full + (full if wide else size) * hidden
+    return layers * kept * in_flight + again + (final_norm if last else 0)
 
 
-def _layer_bytes(config: RunConfig, size: int, selective: bool) -> int:
-    """Bytes a token that one layer keeps on one tensor rank, for the backward pass; `size` is e."""
+def _layer_bytes(config: RunConfig, size: int, full: int, granularity: str) -> float:
+    """Bytes a token that one layer keeps on one tensor rank, for the backward pass."""
     model, tensor = config.model, config.parallel.tensor_parallel_size
     heads, groups = model.num_attention_heads // tensor, max(1, model.num_query_groups // tensor)
-    inner = math.ceil(model.ffn_hidden_size / tensor)
-    gated = model.activation == "swiglu"
-    composed = config.execution.device == "cpu" and model.normalization == "rmsnorm"
-    kept = 2 * (4 * (1 + composed) + size) * model.hidden_size // _sequence_ranks(config)
-    kept += size * (2 * heads + 2 * groups) * model.kv_channels + size * (3 if gated else 2) * inner
-    if selective:
-        return kept
-    again = (model.position_embedding == "rope") + model.qk_norm
-    kept += size * (again * (heads + groups) + heads) * model.kv_channels + size * gated * inner
-    return kept + size * _scores(config) * heads * config.data.seq_length
+    relative = model.position_embedding == "relative"
+    groups = heads if relative else groups  # torch's general attention repeats keys and values
+    hidden = model.hidden_size / _sequence_ranks(config)
+    sizes = LayerSizes(
+        hidden=hidden,
+        entering=hidden,
+        query=heads * model.kv_channels,
+        key=groups * model.kv_channels,
+        value=groups * model.kv_channels,
+        output=heads * model.kv_channels,
+        heads=heads,
+        inner=math.ceil(model.ffn_hidden_size / tensor),
+        keys=config.data.seq_length,
+    )
+    kept = _kept(config, size, full)
+    if granularity == "selective":
+        plain = {"query": size, "key": size, "value": size, "attention_output": size, "activated": 0}
+        kept = replace(kept, **plain, query_key_norm=0, softmax_statistics=0, scores=0)
+        if relative:
+            sizes = replace(sizes, key=sizes.key * model.num_query_groups / model.num_attention_heads)
+            sizes = replace(sizes, value=sizes.key)
+    tables = 0.0
+    if relative and granularity != "selective":  # sinusoids, distances and mask, [T, ...] a layer
+        tables = (full * model.hidden_size + 9 * config.data.seq_length) / config.micro_batch_size
+    return sum(layer_tensors(sizes, kept, model.activation == "swiglu").values()) + tables
+
+
+def _kept(config: RunConfig, size: int, full: int) -> Kept:
+    """What this trainer keeps without recomputation; see the module."""
+    model, on_cpu = config.model, config.execution.device == "cpu"
+    rms = model.normalization == "rmsnorm"
+    # on a CPU each RMSNorm keeps what it normalised to; else two norms of the same input keep it once
+    shared = model.parallel_residual and not (rms and on_cpu)
+    scores = _keeps_scores(config)
+    if model.position_embedding == "relative":
+        attention = {"query": 3 * full, "key": full, "value": full, "scores": 2 * full, "attention_output": size}
+    elif scores:
+        attention = {"query": full, "key": full, "value": full, "scores": full, "attention_output": size}
+    else:
+        again = size if model.position_embedding == "rope" or model.qk_norm else 0
+        ring = config.parallel.context_parallel_size > 1  # its output is laid out anew for the projection
+        attention = {"query": size + again, "key": size + again, "value": size, "softmax_statistics": full}
+        attention["attention_output"] = (1 + ring) * size
+    normed = model.qk_norm and (on_cpu or size < full)
+    return Kept(
+        norm_input=full,
+        norm_inputs=1 if shared else 2,
+        norm_output=size,
+        norm_statistics=full if rms else 2 * full,
+        # and one statistic of each head
+        query_key_norm=full * (normed + model.qk_norm / model.kv_channels),
+        columns=size,
+        activated=size,
+        product=size,
+        **attention,
+    )
+
+
+def _fuses(config: RunConfig) -> bool:
+    """Whether the hand-written functions of a CPU compute (`scaling.engine.fusing`)."""
+    selective = config.execution.recompute_granularity == "selective"
+    short = config.execution.device == "cpu" and config.data.seq_length <= _LONGEST_FUSED
+    return short and not selective and not config.parallel.uses_fsdp2
+
+
+def _keeps_scores(config: RunConfig) -> bool:
+    """Whether attention is written by hand on a CPU and keeps its scores."""
+    model, layout, length = config.model, config.parallel, config.data.seq_length
+    if config.execution.device != "cpu" or layout.context_parallel_size > 1:
+        return False
+    whole = model.position_embedding == "rope" and model.rotary_dim == model.kv_channels
+    plain = whole and not model.add_bias_linear and not model.qk_norm and layout.tensor_parallel_size == 1
+    return length <= _LONGEST_SCORES or (_fuses(config) and plain)
+
+
+def _logit_bytes(config: RunConfig, size: int) -> int:
+    """Bytes of one logit while the loss's backward pass starts."""
+    if config.parallel.tensor_parallel_size > 1:
+        return 4 + size
+    return 8 if _fuses(config) else 12
 
 
 def _sequence_ranks(config: RunConfig) -> int:
@@ -168,30 +245,3 @@ def _sequence_ranks(config: RunConfig) -> int:
     even = config.data.seq_length // layout.context_parallel_size % layout.tensor_parallel_size == 0
     divided = even if layout.sequence_parallel is None else layout.sequence_parallel
     return layout.tensor_parallel_size if divided else 1
-
-
-def _scores(config: RunConfig) -> int:
-    """How many matrices [T, T] of each head are kept."""
-    if config.model.position_embedding == "relative":
-        return 2
-    layout, length = config.parallel, config.data.seq_length
-    alone = layout.tensor_parallel_size == layout.context_parallel_size == 1 and not config.model.qk_norm
-    return int(config.execution.device == "cpu" and alone and length <= _LONGEST_CPU_SCORES)
-
-
-def _in_flight(config: RunConfig, rank: int) -> float:
-    """Micro-batches whose activations a pipeline rank holds at once, in units of all of its layers."""
-    layout = config.parallel
-    size = layout.pipeline_parallel_size
-    if size == 1:
-        return 1
-    batches = config.global_batch_size // layout.data_parallel_size // config.micro_batch_size
-    if layout.pipeline_schedule == "gpipe":
-        return batches
-    if layout.pipeline_schedule == "1f1b":
-        return min(size - rank, batches)
-    if layout.pipeline_schedule == "interleaved1f1b":  # Korthikanti et al. 2022, section 4.2.3, for the first rank
-        return min(size * (1 + (size - 1) / (size * layout.stages_per_rank)), batches)
-    if layout.pipeline_schedule == "zbv":  # 1F1B's peak, on every rank (Qi et al. 2024, arXiv:2405.15362, section 4)
-        return min(size, batches)
-    return min(size + 0.5, batches)  # dualpipev: 2 p + 1 stages of half a rank
