@@ -12,7 +12,7 @@ Recompute = Literal["none", "selective", "full"]
 Sharding = Literal["none", "zero1", "zero2", "zero3"]
 Schedule = Literal["gpipe", "1f1b", "interleaved1f1b", "zbv", "dualpipev"]
 #: What the constants of the cost model are kept by; see stacks.yaml for what each means.
-Stack = Literal["megatron", "megatron_2021", "fsdp_compiled", "fsdp_eager", "eager"]
+Stack = Literal["megatron", "megatron_2021", "fsdp_compiled", "fsdp_eager"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Setup:
     #: Ranks that share one copy of what is sharded; None: all data and context ranks (less under HSDP).
     sharding_size: int | None = None
     recompute: Recompute = "none"
+    #: Share of the layers that full recomputation is applied to.
+    recompute_share: float = 1.0
     precision: Precision = "bf16"
     #: Whether attention never writes its scores to memory (flash attention, cuDNN's).
     flash_attention: bool = True

@@ -1,0 +1,118 @@
+"""Constants of the step-time model, by the class of software that trains."""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import get_args
+
+import yaml
+
+from analysis.cost.devices import Device
+from analysis.cost.setup import Stack
+
+_STACKS = Path(__file__).with_name("stacks.yaml")
+_SUSTAINED = Path(__file__).with_name("sustained.yaml")
+
+#: Words of a framework's name, and the stack that it is; the first that fits counts.
+_FRAMEWORKS: tuple[tuple[str, Stack], ...] = (
+    ("megatron-lm 2021", "megatron_2021"),
+    ("megatron-lm 2022", "megatron_2021"),
+    ("megatron-lm ptd", "megatron_2021"),
+    ("megatron-deepspeed", "megatron_2021"),
+    ("deepspeed", "megatron_2021"),
+    ("megatron", "megatron"),
+    ("nemo", "megatron"),
+    ("maxtext", "megatron"),
+    ("internevo", "megatron"),
+    ("transformer engine", "megatron"),
+    ("torchtitan", "fsdp_compiled"),
+    ("torch.compile", "fsdp_compiled"),
+    ("fms", "fsdp_compiled"),
+    ("nanogpt", "fsdp_compiled"),
+    ("nanochat", "fsdp_compiled"),
+    ("olmo", "fsdp_compiled"),
+    ("fsdp", "fsdp_eager"),
+    ("foundry", "fsdp_eager"),
+    ("nanotron", "fsdp_eager"),
+    ("picotron", "fsdp_eager"),
+    ("hugging", "fsdp_eager"),
+    ("accelerate", "fsdp_eager"),
+)
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What the step-time model knows of a stack; every field is explained in stacks.yaml."""
+
+    matmul_efficiency: float
+    late_device_share: float
+    wave_loss: float
+    half_depth: float
+    attention_efficiency: float
+    attention_backward: float
+    bandwidth_efficiency: float
+    link_efficiency: float
+    network_efficiency: float
+    link_latency: float
+    network_latency: float
+    kernel_seconds: float
+    residual_values: float
+    elementwise: float
+    score_bytes: float
+    host_layer_seconds: float
+    host_collective_seconds: float
+    step_seconds: float
+    tensor_overlap: float
+    data_overlap: float
+    context_overlap: float
+    expert_overlap: float
+    weight_overlap: float
+    pipeline_overlap: float
+    bubble: float
+    stage_imbalance: float
+    jitter: float
+    expert_efficiency: float
+    between: float
+    within: float
+
+
+@dataclass(frozen=True)
+class Sustained:
+    """What a device sustains: FLOP/s of 16-bit, 8-bit and 4-bit products, and the multiprocessors they spread over."""
+
+    bf16: float
+    fp8: float
+    fp4: float
+    multiprocessors: int
+
+
+@cache
+def constants_of(stack: Stack) -> Constants:
+    """The shipped constants of a stack."""
+    entries = yaml.safe_load(_STACKS.read_text(encoding="utf-8"))
+    return Constants(**(entries["common"] | entries[stack]))
+
+
+@cache
+def _sustained_entries() -> list[dict]:
+    return yaml.safe_load(_SUSTAINED.read_text(encoding="utf-8"))
+
+
+def sustained(device: Device) -> Sustained:
+    """What `device` sustains; a precision that it lacks runs at the rate of the next wider one."""
+    entry = next(entry for entry in _sustained_entries() if device.name.startswith(entry["words"]))
+    bf16 = entry["bf16"] * device.bf16_flops
+    fp8 = entry.get("fp8", 0.0) * device.peak_flops.get("fp8", 0.0)
+    fp4 = entry.get("fp4", 0.0) * device.peak_flops.get("fp4", 0.0)
+    return Sustained(bf16, fp8 or bf16, fp4 or fp8 or bf16, entry["multiprocessors"])
+
+
+def stack_of(framework: str) -> Stack | None:
+    """The stack of a framework by its name; None when the name says nothing."""
+    text = framework.lower()
+    return next((stack for word, stack in _FRAMEWORKS if word in text), None)
+
+
+def stack_names() -> tuple[str, ...]:
+    """Every stack."""
+    return get_args(Stack)

@@ -1,0 +1,232 @@
+"""Seconds of one training step from the setup alone: layers, pipeline, communication, optimizer, host.
+
+A pipeline rank takes, for each of m micro-batches, the time of its layers (operators.py); the pipeline adds its bubble of
+(p - 1) / v such times (Narayanan et al. 2021, section 2.2; zero-bubble schedules fill most of it: Qi et al. 2024,
+arXiv:2401.10241), messages between stages, and what the last stage has to do beyond the mean. Gradients are scattered and
+weights gathered once a step (ZeRO-1) or with every micro-batch (FSDP), behind the work as far as it reaches. When
+launching a layer takes the host longer than the GPU needs for it, the host sets the pace.
+
+Where it does not apply: clusters that nobody tuned (measured times there are two to three times these), recurrent and
+hybrid layers, TPUs. Mixtures of experts are taken as balanced.
+"""
+
+import math
+from dataclasses import dataclass, fields, replace
+
+from analysis.cost.collectives import gather_seconds, send_seconds
+from analysis.cost.counts import block_parameters, embedding_parameters
+from analysis.cost.operators import LayerTime, Rates, layer_time
+from analysis.cost.setup import Setup
+from analysis.cost.stacks import Constants, constants_of
+
+#: Bytes of a weight that is gathered, of a gradient that is scattered (float32), and that the optimizer moves for one
+#: parameter: gradient, weight and two moments read, three written in float32 and the weight in 16 bits.
+_WEIGHT_BYTES, _GRADIENT_BYTES, _OPTIMIZER_BYTES = 2.0, 4.0, 30.0
+#: Part of the bubble that a schedule leaves, against 1F1B's.
+_BUBBLE = {"gpipe": 1.0, "1f1b": 1.0, "interleaved1f1b": 1.0, "zbv": 1 / 3, "dualpipev": 1 / 3}
+#: Launching a layer with experts takes the host about twice as long.
+_EXPERT_LAUNCHES = 2.0
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of a step on the slowest rank, by what they go to; they add up to `total`."""
+
+    linear: float
+    attention: float
+    elementwise: float
+    output_layer: float
+    recompute: float
+    tensor_communication: float
+    context_communication: float
+    expert_communication: float
+    weight_communication: float
+    launch: float
+    pipeline_bubble: float
+    pipeline_communication: float
+    stage_imbalance: float
+    data_communication: float
+    optimizer: float
+    jitter: float
+    host: float
+
+    @property
+    def total(self) -> float:
+        """Seconds of the step."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer with its recomputation, launch floor and the weights it has to fetch."""
+
+    forward: LayerTime
+    backward: LayerTime
+    recompute: float
+    launch: float
+    weights: float
+
+    @property
+    def total(self) -> float:
+        return self.forward.total + self.backward.total + self.recompute + self.launch + self.weights
+
+
+def step_time(setup: Setup, constants: Constants | None = None) -> StepTime:
+    """The predicted step of `setup`; constants: of its stack, unless calibrated ones are given."""
+    constants = constants or constants_of(setup.stack)
+    rates = Rates(setup, constants)
+    model = setup.model
+    kinds = [(False, model.num_layers - model.num_moe_layers), (True, model.num_moe_layers)]
+    layers = [(_layer(setup, constants, rates, moe), count) for moe, count in kinds if count]
+    micro_batches, ranks = setup.num_micro_batches, setup.pipeline_parallel_size
+    share = micro_batches / ranks
+
+    def summed(name: str) -> float:
+        return share * sum(
+            count * (getattr(layer.forward, name) + getattr(layer.backward, name)) for layer, count in layers
+        )
+
+    one_pass = sum(count * layer.total for layer, count in layers) / ranks
+    head = _output_seconds(setup, constants, rates)
+    mean, excess = one_pass + head / ranks, head * (1.0 - 1.0 / ranks)
+    stage = mean + constants.stage_imbalance * excess
+    bubble, messages = _pipeline(setup, constants, stage)
+    body = micro_batches * stage + bubble + messages
+    nodes = max(1.0, setup.num_gpus / setup.device.gpus_per_node)
+    parts = {
+        field.name: summed(field.name)
+        for field in fields(LayerTime)
+    }
+    return StepTime(
+        **parts,
+        output_layer=micro_batches * head / ranks,
+        recompute=share * sum(count * layer.recompute for layer, count in layers),
+        weight_communication=share * sum(count * layer.weights for layer, count in layers),
+        launch=share * sum(count * layer.launch for layer, count in layers),
+        pipeline_bubble=bubble,
+        pipeline_communication=messages,
+        stage_imbalance=micro_batches * constants.stage_imbalance * excess,
+        data_communication=_data_seconds(setup, constants, layers),
+        optimizer=_optimizer_seconds(setup, rates),
+        jitter=body * constants.jitter * math.log2(nodes),
+        host=constants.step_seconds,
+    )
+
+
+def _layer(setup: Setup, constants: Constants, rates: Rates, moe: bool) -> _Layer:
+    forward, backward = layer_time(setup, constants, rates, moe)
+    again = 0.0
+    if setup.recompute == "full":
+        again = setup.recompute_share * forward.total
+    elif setup.recompute == "selective" and not setup.flash_attention:
+        again = forward.attention
+    gather, scatter = _fetched_weights(setup, constants, moe)
+    hidden = constants.weight_overlap
+    weights = max(0.0, gather - hidden * forward.total)
+    if setup.sharding == "zero3":
+        scatter += gather
+    weights += max(0.0, scatter - hidden * (backward.total + again))
+    collectives = setup.tensor_parallel_size > 1
+    launch = constants.host_layer_seconds + constants.host_collective_seconds * collectives
+    launch *= _EXPERT_LAUNCHES if moe else 1.0
+    host_backward = 1.3 * launch + (launch if setup.recompute == "full" else 0.0)
+    waiting = max(0.0, launch - forward.total) + max(0.0, host_backward - backward.total - again)
+    return _Layer(forward, backward, again, waiting, weights)
+
+
+def _fetched_weights(setup: Setup, constants: Constants, moe: bool) -> tuple[float, float]:
+    """(gather of the weights, scatter of the gradients) of one layer in one micro-batch under FSDP; else zeros."""
+    if setup.sharding not in ("zero2", "zero3") or setup.sharding == "zero2" and not setup.stack.startswith("fsdp"):
+        return 0.0, 0.0
+    block = block_parameters(setup.model, moe)
+    held = (block.total - block.routed_experts) / setup.tensor_parallel_size
+    held += block.routed_experts / setup.expert_parallel_size
+    size = setup.sharding_size or setup.data_parallel_size * setup.context_parallel_size
+
+    def seconds(num_bytes: float) -> float:
+        return gather_seconds(num_bytes, size, setup.tensor_parallel_size, setup.device, constants)
+
+    return seconds(_WEIGHT_BYTES * held), seconds(_GRADIENT_BYTES * held)
+
+
+def _output_seconds(setup: Setup, constants: Constants, rates: Rates) -> float:
+    """Embedding, logits and cross-entropy of one micro-batch, forward and backward; again for each MTP layer."""
+    tokens, hidden = setup.micro_batch_tokens, setup.model.hidden_size
+    table = setup.model.vocab_size / setup.tensor_parallel_size
+    forward, backward = rates.both_seconds(tokens, table, hidden, rates.wide, constants)
+    loss = 24.0 * tokens * table / rates.bandwidth  # float32 logits: written, read for max and sum, gradient written
+    lookup = 8.0 * tokens * hidden / rates.bandwidth
+    return (1 + setup.model.mtp_num_layers) * (forward + backward + loss) + lookup
+
+
+def _pipeline(setup: Setup, constants: Constants, stage: float) -> tuple[float, float]:
+    """(bubble, exposed messages) of a step, in which a rank works `stage` seconds on each micro-batch."""
+    ranks = setup.pipeline_parallel_size
+    if ranks == 1:
+        return 0.0, 0.0
+    chunks = setup.virtual_pipeline_parallel_size
+    left = _BUBBLE[setup.pipeline_schedule]
+    bubble = (ranks - 1) / chunks * stage * constants.bubble * left
+    inner = setup.tensor_parallel_size * setup.context_parallel_size * setup.data_parallel_size
+    crosses = setup.num_gpus > setup.device.scale_up_size and 2 * inner > setup.device.scale_up_size
+    block = 2.0 * setup.micro_batch_tokens * setup.model.hidden_size / setup.tensor_parallel_size
+    one = 2.0 * send_seconds(block, crosses, setup.device, constants)
+    steady = setup.num_micro_batches * chunks * one * (1.0 - constants.pipeline_overlap)
+    return bubble, steady + (ranks - 1) * one
+
+
+def _data_seconds(setup: Setup, constants: Constants, layers: list[tuple[_Layer, int]]) -> float:
+    """Exposed seconds of gradients and weights between data (and context) ranks, once a step."""
+    data, ranks = setup.data_parallel_size * setup.context_parallel_size, setup.pipeline_parallel_size
+    tensor = setup.tensor_parallel_size
+    ends = setup.model.vocab_size * setup.model.hidden_size / tensor
+    if setup.sharding in ("zero2", "zero3") and setup.stack.startswith("fsdp") or setup.sharding == "zero3":
+        size = setup.sharding_size or data
+        fetched = 2.0 * gather_seconds(_WEIGHT_BYTES * 2 * ends, size, tensor, setup.device, constants)
+        copies = data // size
+        if copies > 1:  # HSDP: the shards' gradients are summed over the copies
+            block = _GRADIENT_BYTES * _rank_parameters(setup)[0] / size
+            fetched += 2.0 * gather_seconds(block, copies, tensor * size, setup.device, constants)
+        return fetched
+    dense, experts = _rank_parameters(setup)
+    scatter = gather_seconds(_GRADIENT_BYTES * dense, data, tensor, setup.device, constants)
+    back = _WEIGHT_BYTES if setup.sharding != "none" else _GRADIENT_BYTES
+    gather = gather_seconds(back * dense, data, tensor, setup.device, constants)
+    if experts:
+        copies = max(1, data * tensor // setup.expert_parallel_size)
+        stride = setup.expert_parallel_size
+        scatter += gather_seconds(_GRADIENT_BYTES * experts, copies, stride, setup.device, constants)
+        gather += gather_seconds(back * experts, copies, stride, setup.device, constants)
+    backward = sum(count * (layer.backward.total + layer.recompute) for layer, count in layers) / ranks
+    forward = sum(count * layer.forward.total for layer, count in layers) / ranks
+    exposed = max(0.0, scatter - constants.data_overlap * backward)
+    exposed += max(0.0, gather - constants.data_overlap * forward)
+    return exposed + 0.02 * (scatter + gather)
+
+
+def _rank_parameters(setup: Setup) -> tuple[float, float]:
+    """(dense, expert) parameters that one rank holds, before any sharding over data ranks."""
+    model, ranks, tensor = setup.model, setup.pipeline_parallel_size, setup.tensor_parallel_size
+    dense, moe = block_parameters(model, moe=False), block_parameters(model, moe=model.is_moe)
+    num_dense = model.num_layers - model.num_moe_layers
+    shared = num_dense * dense.total + model.num_moe_layers * (moe.total - moe.routed_experts)
+    tables = embedding_parameters(model)
+    if ranks == 1 and not model.tie_word_embeddings:
+        tables += model.vocab_size * model.hidden_size
+    experts = model.num_moe_layers * moe.routed_experts / ranks / setup.expert_parallel_size
+    return shared / ranks / tensor + tables / tensor, experts
+
+
+def _optimizer_seconds(setup: Setup, rates: Rates) -> float:
+    """Adam's pass over what this rank updates."""
+    dense, experts = _rank_parameters(setup)
+    data = setup.data_parallel_size * setup.context_parallel_size
+    if setup.sharding != "none":
+        dense /= setup.sharding_size or data
+        experts /= max(1, data * setup.tensor_parallel_size // setup.expert_parallel_size)
+    return (dense + experts) * _OPTIMIZER_BYTES / rates.bandwidth
+
+
+def with_changes(constants: Constants, **changes: float) -> Constants:
+    """`constants` with some replaced, for calibration."""
+    return replace(constants, **changes)
