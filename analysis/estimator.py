@@ -93,6 +93,9 @@ class Fit:
     coordinates: np.ndarray
     """The optimum as the optimiser sees it, [k]: where refits of resamples begin."""
     estimator: Estimator
+    optima: np.ndarray
+    """Where each converged start ended, [starts, k], and the objective there, [starts]."""
+    optima_objectives: np.ndarray
     settings: Mapping[str, Any] = field(default_factory=dict)
     """How the rows were chosen and weighted, when `analysis.fit` made the fit."""
 
@@ -157,6 +160,7 @@ def fit_law(inputs: Sequence[Any], target: Any, estimator: Estimator = Estimator
     found = search(starts, np.repeat(weight, len(starts), 0), estimator.tolerance, estimator.max_iterations)
     best = int(np.nanargmin(found.value))
     theta = found.theta[best]
+    ended = found.converged & np.isfinite(found.value)
     residual = objective.form.log_prediction(theta[None], objective.x)[0] - objective.log_target
     spread = ((objective.log_target - objective.log_target.mean()) ** 2).sum()
     return Fit(
@@ -171,6 +175,8 @@ def fit_law(inputs: Sequence[Any], target: Any, estimator: Estimator = Estimator
         condition_number=float(np.linalg.cond(objective.curvature(theta[None], weight)[0])),
         coordinates=theta,
         estimator=estimator,
+        optima=found.theta[ended],
+        optima_objectives=found.value[ended],
     )
 
 

@@ -79,7 +79,8 @@ def profile(
         reach = span * np.sqrt(variance)
         farthest = min(reach, _FARTHEST) if quantity.positive else reach
         wanted = centre + farthest * np.linspace(-1, 1, points + 1)[np.arange(points + 1) != points // 2]
-        found, objectives = _constrained(objective, weight, around, quantity, wanted, gradient, curvature)
+        with np.errstate(invalid="ignore", over="ignore"):  # far out curvatures overflow; such steps are rejected
+            found, objectives = _constrained(objective, weight, around, quantity, wanted, gradient, curvature)
         rise = 2 * (objectives - fit.objective) * curvature / variance
         values, deviance = np.append(values, found), np.append(deviance, np.maximum(rise, 0.0))
         sides = [deviance[side].max(initial=0) > threshold for side in (values < centre, values > centre)]

@@ -10,16 +10,14 @@ import numpy as np
 from analysis.backtest import Score, backtest, loss_errors
 from analysis.choice import DEPTH, Choice, average_scores, size_resolution
 from analysis.estimator import Estimator, refit
-from analysis.findings import (
-    Finding,
-    agreement_findings,
+from analysis.convention_findings import convention_findings, loss_findings
+from analysis.findings import Finding
+from analysis.fit_findings import (
     backtest_findings,
-    budget_findings,
-    fit_findings,
     forecast_findings,
     form_findings,
+    optimum_findings,
     range_findings,
-    table_findings,
 )
 from analysis.fitting import (
     AUTO,
@@ -31,9 +29,12 @@ from analysis.fitting import (
     weighted_table,
 )
 from analysis.forecasts import budgets_of
+from analysis.identifiability import identifiability_findings
 from analysis.isoflop import fit_budget, group_budgets, regress
+from analysis.isoflop_findings import agreement_findings, budget_findings
 from analysis.laws import Law, Surface
 from analysis.table import Table
+from analysis.table_findings import table_findings
 from analysis.uncertainty import Bootstrap, clusters, default_scheme, draw, isoflop_intervals
 from scaling.errors import UserError
 
@@ -94,17 +95,18 @@ def analyse(
     together = clusters(runs)
     scheme = default_scheme(estimator.loss) if together is None else "clustered"
     bootstrap = draw(len(runs), together, resamples, level, seed, scheme)
-    target = runs.column(estimator.form.target)
-    laws = refit(chosen.inputs(estimator.form), target, bootstrap.counts * chosen.weights, fit)
+    inputs, target = chosen.inputs(estimator.form), runs.column(estimator.form.target)
+    laws = refit(inputs, target, bootstrap.counts * chosen.weights, fit)
     intervals = {name: bootstrap.interval(values) for name, values in laws.parameters().items()}
-    findings = form_findings(fit, [runs.column(name) for name in estimator.form.inputs])
+    findings = form_findings(fit, inputs) + identifiability_findings(fit, inputs, target, chosen.weights)
     about: dict[str, Any] = {"exponents": {}, "isoflop": None, "optimum": [], "predictions": []}
     if isinstance(fit.law, Surface):
         intervals |= {"a": bootstrap.interval(laws.a), "b": bootstrap.interval(laws.b)}
         # Parabolas are least squares, whatever the surface is fitted by.
         pairs = draw(len(runs), together, resamples, level, seed, "pairs" if together is None else "clustered")
         isoflop, isoflop_warnings = _isoflop(runs, groups, pairs, intervals["a"])
-        findings = table_findings(table) + findings + fit_findings(fit, runs) + range_findings(extrapolation)
+        findings = table_findings(table) + convention_findings(table) + loss_findings(fit, runs) + findings
+        findings += optimum_findings(fit, runs) + range_findings(extrapolation)
         findings += isoflop_warnings
         if choice is None:
             findings += backtest_findings(estimator.form.name, loss_errors(scores))

@@ -9,7 +9,7 @@ left out is listed with its reason.
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,23 @@ NUMERIC = (
     *("unique_tokens", "error", "learning_rate", "batch_size", "weight"),
 )
 #: Columns a fit can use.
-COLUMNS = (*NUMERIC, "group", "run_id", "status", "reason", "schedule_finished")
+COLUMNS = (*NUMERIC, "group", "run_id", "role", "status", "reason", "schedule_finished")
 #: Used when they are there, without being asked for: they identify and qualify a run, and measure nothing.
-_IMPLIED = ("flops_budget", "run_id", "status", "reason", "schedule_finished")
+_IMPLIED = ("flops_budget", "run_id", "role", "status", "reason", "schedule_finished")
+#: What a table calls the run that a row is of, where it has no run_id.
+_RUN_NAMES = ("run", "run_name")
+#: Columns that say what the numbers of a run mean; read when they are there, to see that all runs agree.
+CONVENTION_COLUMNS = (
+    *("corpus", "corpus_fingerprint", "dataset", "tokenizer", "vocab_size", "seq_length", "context_length"),
+    *("validation_set", "loss_unit", "params_convention", "flops_convention", "objective", "architecture"),
+    *("schedule", "experiment"),
+)
+#: Status of a run left out because its learning-rate schedule did not run to the end.
+MID_SCHEDULE = "mid-schedule"
 #: Read from a table in the project's own names; others only when the form needs them or `columns` names them.
 _USUAL = ("params", "tokens", "loss", "flops", "weight", "group", *_IMPLIED)
+#: The role of a run that the fit must not see, because it is there to be predicted.
+HELD_OUT = "held-out"
 _STATUSES = ("finished", "diverged", "failed", "running", "pending", "interrupted")
 
 #: What a surface reads and predicts.
@@ -47,15 +59,18 @@ class Table:
     values: numeric column -> [n], float64 (6 x params x tokens overflows int64 from 9.2e18); flops are the given
     column, else 6 x params x tokens where both are there.
     group: what belongs together when runs are resampled in clusters, or None.
-    excluded: {"run_id", "reason", "status"} of each run left out. columns: project's name -> name in the source.
+    conventions: column of CONVENTION_COLUMNS -> its words, [n], "" where a cell is empty.
+    excluded: {"run_id", "reason", "status"} of each run left out, with its numbers where the status is HELD_OUT.
+    columns: project's name -> name in the source.
     """
 
     values: Mapping[str, np.ndarray]
     run_id: tuple[str, ...]
-    excluded: tuple[dict[str, str], ...]
+    excluded: tuple[dict[str, Any], ...]
     columns: dict[str, str]
     source: str
     group: tuple[str, ...] | None = None
+    conventions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.run_id)
@@ -95,6 +110,7 @@ class Table:
             values={name: column[rows] for name, column in self.values.items()},
             run_id=tuple(self.run_id[i] for i in rows),
             group=None if self.group is None else tuple(self.group[i] for i in rows),
+            conventions={name: tuple(words[i] for i in rows) for name, words in self.conventions.items()},
         )
 
 
@@ -224,7 +240,19 @@ def build_table(
         columns=columns,
         source=source,
         group=tuple(str(data["group"][i]) for i in kept) if "group" in data else None,
+        conventions=_words(values, kept),
     )
+
+
+def _words(values: Any, kept: Sequence[int]) -> dict[str, tuple[str, ...]]:
+    """The columns of a source that name conventions, of the rows that are kept."""
+    found = {}
+    for column in values.keys():
+        name = str(column).strip().lower()
+        if name in CONVENTION_COLUMNS:
+            cells = _plain_list(values[column])
+            found[name] = tuple("" if _is_empty(cells[i]) else str(cells[i]).strip() for i in kept)
+    return found
 
 
 def _check_spread(
@@ -279,6 +307,8 @@ def _resolve(
             ours = name != "status" or any(_status(value) in _STATUSES for value in _plain_list(values["status"]))
             if ours:
                 columns[name] = name
+    if "run_id" not in columns:
+        columns |= {"run_id": name for name in _RUN_NAMES[::-1] if name in present}
     return columns
 
 
@@ -289,14 +319,17 @@ def _plain_list(column: Any) -> list[Any]:
     return column.tolist() if hasattr(column, "tolist") else list(column)
 
 
-def _why_left_out(data: Mapping[str, Sequence[Any]], i: int) -> dict[str, str] | None:
+def _why_left_out(data: Mapping[str, Sequence[Any]], i: int) -> dict[str, Any] | None:
     """Status and reason when run i is not to be fitted, else None."""
     status = _status(data["status"][i]) if "status" in data else "finished"
     if status != "finished":
         why = "" if "reason" not in data or _is_empty(data["reason"][i]) else f": {data['reason'][i]}"
         return {"status": status or "empty", "reason": f"status {status or 'empty'}{why}"}
     if "schedule_finished" in data and str(data["schedule_finished"][i]).strip().lower() in ("false", "0", "0.0"):
-        return {"status": "unfinished", "reason": "its learning-rate schedule did not run to the end"}
+        return {"status": MID_SCHEDULE, "reason": "its learning-rate schedule did not run to the end"}
+    if "role" in data and str(data["role"][i]).strip().lower() == HELD_OUT:
+        numbers = {name: data[name][i] for name in NUMERIC if name in data}
+        return {"status": HELD_OUT, "reason": "held out, to be predicted by the law of the others", **numbers}
     return None
 
 

@@ -174,32 +174,15 @@ def _described(
     resamples: int,
 ) -> dict[str, Any]:
     """The decision with everything it rests on."""
+    from analysis.fit_findings import forecast_findings, speed_findings
     from analysis.sampled import decades_beyond
 
-    warnings = []
     flops = found["models"]["loss_optimal"]["flops"]["value"]
     decades = decades_beyond(flops, law.largest_flops)
-    if decades is not None and decades > 1:
-        warnings.append(
-            {
-                "code": "EXTRAPOLATION",
-                "message": f"{flops:.3g} FLOPs are {decades:.1f} decades beyond the largest run "
-                f"({law.largest_flops:.3g}): intervals hold only if the form does; train a larger run and compare",
-                "quantity": "flops",
-                "decades": decades,
-            }
-        )
-    largest = max(model["params"]["value"] for model in found["models"].values())
-    if speed is not None and speed.largest is not None and largest > speed.largest:
-        warnings.append(
-            {
-                "code": "EXTRAPOLATION",
-                "message": f"no speed was measured beyond {speed.largest:.3g} params, so that of the largest is used "
-                f"up to {largest:.3g}: measure a few steps at that size and give them with --speeds",
-                "quantity": "speed",
-                "params_measured": speed.largest,
-            }
-        )
+    findings = [] if decades is None else forecast_findings([flops], law.largest_flops)
+    if speed is not None:
+        largest = max(model["params"]["value"] for model in found["models"].values())
+        findings += speed_findings(largest, speed.largest)
     sampled = {"level": _LEVEL, "method": law.method, "resamples": resamples}
     return {
         **found,
@@ -228,12 +211,13 @@ def _described(
             "device_hours": "6ND / measured FLOP/s of one device; no start-up, evaluation or idle time",
             "usd": "device-hours x mid price; lifetime adds serving at 2 x params FLOPs a token, at the same speed",
         },
-        "warnings": warnings,
+        "warnings": [finding.to_dict() for finding in findings],
     }
 
 
 def _show(result: dict[str, Any]) -> None:
     from analysis.formatting import count, dollars, fixed, percent, significant
+    from sweeps.display import show_findings
 
     screen = console(False)
 
@@ -287,6 +271,6 @@ def _show(result: dict[str, Any]) -> None:
         price = result["price"]
         each = f"{dollars(price['usd_per_device_hour']['mid'])} per {price['device']} hour"
         line(f"{each}, {price['date']}, {price['provider']}")
-    for text in (result["price"] or {}).get("warning"), *(warning["message"] for warning in result["warnings"]):
-        if text:
-            line(f"warning: {text}", style="yellow")
+        if price["warning"]:
+            line(f"warning: {price['warning']}", style="yellow")
+    show_findings(screen, result["warnings"])

@@ -80,7 +80,7 @@ def _held(items: list[str]) -> dict[str, float]:
 
 def _show(law: dict[str, Any]) -> None:
     from analysis.formatting import interval, significant
-    from sweeps.display import show_law
+    from sweeps.display import show_findings, show_law
 
     screen = console(False)
     if law["exponents"]:
@@ -90,8 +90,7 @@ def _show(law: dict[str, Any]) -> None:
         for name, number in law["parameters"].items():
             low_to_high = interval(law["intervals"][name], lambda bound: significant(bound, 4))
             screen.print(f"  {name} = {significant(number, 4)} ({low_to_high})")
-        for warning in law["warnings"]:
-            screen.print(f"warning ({warning['code']}): {warning['message']}", style="yellow", soft_wrap=True)
+        show_findings(screen, law["warnings"])
     if law["choice"]:
         screen.print(law["choice"]["reason"], soft_wrap=True)
     for point in law["predictions"]:

@@ -253,8 +253,14 @@ def show_law(console: Console, law: dict[str, Any]) -> None:
             f"{inside} of {len(found['budgets'])} lie inside their grid",
             soft_wrap=True,
         )
-    for warning in law["warnings"]:
-        console.print(f"warning ({warning['code']}): {warning['message']}", style="yellow", soft_wrap=True)
+    show_findings(console, law["warnings"])
+
+
+def show_findings(console: Console, findings: list[dict[str, Any]]) -> None:
+    """What to be careful about, and what to do about it: one line each."""
+    for finding in findings:
+        said = f"{finding['message']}: {finding['remedy']}"
+        console.print(f"warning ({finding['code']}): {said}", style="yellow", soft_wrap=True)
 
 
 def show_failures(console: Console, sweep_dir: Path, status: SweepStatus, trouble: str | None, command: str) -> None:

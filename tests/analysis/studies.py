@@ -16,3 +16,12 @@ def isoflop_study(noise=0.0, seed=0, law=TRUTH, budgets=6, sizes=7, width=5.0, s
     tokens = flops / 6 / params
     loss = law.loss(params, tokens) * np.exp(noise * rng.standard_normal(len(flops)))
     return {"params": params, "tokens": tokens, "loss": loss, "flops_budget": flops}
+
+
+def ladder_study(noise, seed=0, sizes=4, ratios=4):
+    """Columns of `sizes` sizes trained on `ratios` multiples of 10 to 100 tokens a parameter, with a few bad runs."""
+    rng = np.random.default_rng(seed)
+    params = np.repeat(np.geomspace(1e4, 1e5, sizes), ratios)
+    tokens = params * np.tile(np.geomspace(10, 100, ratios), sizes)
+    loss = TRUTH.loss(params, tokens) * np.exp(noise * rng.standard_t(2.0, len(params)))
+    return {"params": params, "tokens": tokens, "loss": loss}

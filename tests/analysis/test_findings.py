@@ -1,19 +1,23 @@
 import numpy as np
 import pytest
-from studies import TRUTH, isoflop_study
+from studies import TRUTH, isoflop_study, ladder_study
 
 from analysis.estimator import Estimator, fit_law
-from analysis.findings import Code, agreement_findings, form_findings
-from analysis.study import analyse
+from analysis.findings import Code
+from analysis.fit_findings import form_findings
+from analysis.isoflop_findings import agreement_findings
 from analysis.laws import ChinchillaLaw
+from analysis.study import analyse
 from analysis.table import build_table
 
 
 def warnings(study, **settings):
+    """Code -> numbers of each finding."""
     found = analyse(study, **{"resamples": 20, **settings})["warnings"]
     for warning in found:
-        assert warning["message"] and set(warning) >= {"code", "message"}
-    return {warning["code"]: warning for warning in found}
+        assert set(warning) == {"code", "message", "remedy", "numbers"} and warning["message"] and warning["remedy"]
+        assert warning["code"] in Code.__members__
+    return {warning["code"]: warning["numbers"] for warning in found}
 
 
 def test_a_good_study_has_no_findings():
@@ -27,10 +31,11 @@ def test_at_edge_names_the_end_and_leaves_the_budget_out():
     law = analyse(study, resamples=20)
     assert [b["interior"] for b in law["isoflop"]["budgets"]] == [True] * 5 + [False]
     (edge,) = [w for w in law["warnings"] if w["code"] == "AT_EDGE"]
-    assert edge["edge"] == "largest" and edge["flops"] == pytest.approx(3e12) and "above" in edge["message"]
+    assert edge["numbers"]["edge"] == "largest" and edge["numbers"]["flops"] == pytest.approx(3e12)
+    assert "add sizes above" in edge["remedy"]
     assert law["isoflop"]["exponents"]["a"] == pytest.approx(TRUTH.a, abs=0.03)
     shifted = warnings(isoflop_study(noise=0.001, shift=6.0))["AT_EDGE"]
-    assert shifted["edge"] == "smallest" and "below" in shifted["message"]
+    assert shifted["edge"] == "smallest"
 
 
 def test_lowest_loss_at_an_end_is_not_interior_even_if_the_parabola_turns():
@@ -103,7 +108,7 @@ def test_approaches_disagree():
     assert agreement_findings((0.4, 0.5), (0.45, 0.6)) == []
     assert agreement_findings((0.4, 0.5), (np.nan, np.nan)) == []
     (found,) = agreement_findings((0.4, 0.5), (0.51, 0.6))
-    assert found.code == Code.APPROACHES_DISAGREE and found.to_dict()["surface"] == [0.4, 0.5]
+    assert found.code == Code.APPROACHES_DISAGREE and found.to_dict()["numbers"]["surface"] == [0.4, 0.5]
 
 
 def test_duplicate_points():
@@ -125,3 +130,94 @@ def test_excluded_runs_by_reason():
     found = warnings(study)
     assert found["DIVERGED_RUNS_EXCLUDED"]["run_ids"] == ["run0", "run1"]
     assert found["UNFINISHED_RUNS_EXCLUDED"]["n_runs"] == 1
+    study["status"] = ["finished"] * 42
+    study["schedule_finished"] = ["False"] * 2 + ["True"] * 40
+    assert warnings(study)["UNFINISHED_SCHEDULE"] == {"n_runs": 2, "run_ids": ["run0", "run1"]}
+
+
+def shifted_sizes(factors):
+    """A study whose sizes at each budget are moved by these factors."""
+    parts = [isoflop_study(noise=0.001, shift=factor) for factor in factors]
+    chosen = [part["flops_budget"] == np.unique(part["flops_budget"])[i] for i, part in enumerate(parts)]
+    return {
+        name: np.concatenate([part[name][rows] for part, rows in zip(parts, chosen)]) for name in parts[0]
+    }
+
+
+def test_off_centre_names_the_budgets_and_the_side():
+    assert "OFF_CENTRE" not in warnings(shifted_sizes([1.5] * 6))
+    found = warnings(shifted_sizes([1, 1, 1, 1, 3, 3]))["OFF_CENTRE"]
+    assert [item["flops"] for item in found["budgets"]] == pytest.approx([1.3228e12, 3e12], rel=1e-3)
+    assert all(item["params_middle"] > 1.5 * item["params_opt"] for item in found["budgets"])
+
+
+def test_columns_that_name_conventions_must_agree():
+    study = isoflop_study(noise=0.002)
+    study["tokenizer"] = ["bpe"] * 42
+    study["experiment"] = [f"run {i}" for i in range(42)]  # a name for each run is no convention
+    assert "MIXED_CONVENTIONS" not in warnings(study)
+    study["tokenizer"][:10] = ["bytes"] * 10
+    found = warnings(study)["MIXED_CONVENTIONS"]
+    assert found == {"column": "tokenizer", "values": {"bpe": 32, "bytes": 10}}
+
+
+def test_flops_of_two_conventions_are_told_from_one_that_changes_with_size():
+    study = isoflop_study(noise=0.002)
+    attention = 1 + 0.5 * (study["params"].min() / study["params"]) ** 0.3
+    study["flops"] = study["flops_budget"] * attention
+    assert not {"MIXED_CONVENTIONS"} & warnings(study).keys() and "FLOPS_NOT_6ND" in warnings(study)
+    study["flops"] = study["flops_budget"] * np.where(np.arange(42) % 3, 1.0, attention)
+    found = warnings(study)
+    assert found["MIXED_CONVENTIONS"]["n_runs"] == [28, 14] and "FLOPS_NOT_6ND" not in found
+
+
+def test_losses_in_two_units():
+    study = isoflop_study(noise=0.003)
+    study["loss"] = np.where(np.arange(42) % 3, 1.0, 1 / np.log(2)) * study["loss"]
+    found = warnings(study)["MIXED_CONVENTIONS"]
+    assert found["ratio"] == pytest.approx(1.44, abs=0.03) and found["n_runs"] == [28, 14]
+    noisy = isoflop_study(noise=0.003)
+    noisy["loss"][[3, 20]] *= 1.3  # two bad runs are no unit
+    assert "MIXED_CONVENTIONS" not in warnings(noisy)
+
+
+def test_checkpoints_of_one_run_stand_in_the_middle_of_its_schedule():
+    study = isoflop_study(noise=0.003)
+    study["run"] = [f"run {i}" for i in range(42)]
+    assert "UNFINISHED_SCHEDULE" not in warnings(study)
+    early = {name: column[:5] for name, column in study.items()}
+    early |= {"tokens": early["tokens"] / 2, "loss": early["loss"] * 1.05}
+    both = {name: [*column, *early[name]] for name, column in study.items()}
+    assert warnings(both)["UNFINISHED_SCHEDULE"] == {"n_rows": 5, "n_runs": 5, "column": "run"}
+    both["schedule_finished"] = [True] * 47
+    assert "UNFINISHED_SCHEDULE" not in warnings(both)
+
+
+@pytest.mark.parametrize("form", ["chinchilla", "gamma"])
+def test_a_study_that_determines_its_law_is_neither_flat_nor_multimodal(form):
+    for seed in range(3):
+        assert not {"UNIDENTIFIED", "MULTIMODAL"} & warnings(isoflop_study(noise=0.01, seed=seed), form=form).keys()
+
+
+def test_unidentified_names_the_parameters_and_how_far_they_are_flat():
+    found = warnings(ladder_study(0.01, seed=1))["UNIDENTIFIED"]
+    assert list(found["parameters"]) == ["E"] and found["level"] == 0.9
+    flat = found["parameters"]["E"]
+    assert flat["low"] == 0 and flat["decades"] is None  # open: no floor at all fits as well
+    wide = warnings(ladder_study(0.005, seed=3), form="gamma")["UNIDENTIFIED"]["parameters"]
+    assert "N*" in wide and all(ends["decades"] is None or ends["decades"] >= 1 for ends in wide.values())
+
+
+def test_what_is_held_is_not_called_unidentified():
+    assert "UNIDENTIFIED" not in warnings(ladder_study(0.01, seed=1), held={"E": 1.2})
+
+
+def test_few_noisy_runs_under_many_parameters_have_several_optima():
+    found = warnings(ladder_study(0.01), form="gamma")["MULTIMODAL"]
+    assert found["params_high"] > 1.2 * found["params_low"] and found["flops"] == pytest.approx(6e12)
+
+
+def test_optima_that_agree_on_the_size_are_one():
+    table = build_table(isoflop_study(noise=0.01))
+    fit = fit_law((table.params, table.tokens), table.loss, Estimator())
+    assert len(fit.optima) > 1 and fit.optima == pytest.approx(np.tile(fit.coordinates, (len(fit.optima), 1)), abs=1e-3)

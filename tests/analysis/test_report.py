@@ -151,10 +151,10 @@ def test_conventions_and_the_way_to_reproduce_are_spelled_out(page):
 
 def test_a_minimum_at_the_edge_is_shown_with_its_warning(rows, law, tmp_path):
     budgets = [{**fit, "interior": fit["flops"] < 3e12} for fit in law["isoflop"]["budgets"]]
-    warning = {"code": "AT_EDGE", "message": "the minimum at 3e12 FLOPs lies at the edge: add larger models"}
+    warning = {"code": "AT_EDGE", "message": "the minimum at 3e12 FLOPs lies at the edge", "remedy": "add larger models"}
     law = {**law, "isoflop": {**law["isoflop"], "budgets": budgets}, "warnings": [warning]}
     page = written(tmp_path, records=rows, law=law)
-    assert "AT_EDGE the minimum at 3e12 FLOPs lies at the edge" in page.text
+    assert "AT_EDGE the minimum at 3e12 FLOPs lies at the edge: add larger models" in page.text
     assert "not inside the grid" in page.text and "Only 5 of 6 minima lie inside" in page.text
     assert "The fit raised no warning" not in page.text
 
@@ -167,7 +167,7 @@ def test_text_from_data_stays_text(rows, law, tmp_path):
     law = {
         **law,
         "conventions": {"params": evil, "flops": evil, "loss": evil},
-        "warnings": [{"code": evil, "message": evil}],
+        "warnings": [{"code": evil, "message": evil, "remedy": evil}],
         "excluded": [{"run_id": evil, "reason": evil}],
         "settings": {evil: evil},
     }

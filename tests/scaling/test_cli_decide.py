@@ -83,7 +83,8 @@ def test_far_beyond_the_data_it_says_so(run):
     found = decided(run, "runs.csv", "--speeds", "runs.csv", "--flops", "1e24")
     assert found["decades_beyond_data"] == pytest.approx(4)
     assert [warning["code"] for warning in found["warnings"]] == ["EXTRAPOLATION", "EXTRAPOLATION"]
-    assert [warning["quantity"] for warning in found["warnings"]] == ["flops", "speed"]
+    assert [warning["numbers"]["quantity"] for warning in found["warnings"]] == ["flops", "speed"]
+    assert found["warnings"][0]["numbers"]["decades"] == pytest.approx(4) and found["warnings"][0]["remedy"]
 
 
 def test_a_law_file_is_fitted_again_while_its_table_is_there(run, tmp_path):
