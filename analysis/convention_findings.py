@@ -96,9 +96,11 @@ def loss_findings(fit: Fit, table: Table) -> list[Finding]:
     ascending = np.sort(off)
     cut = int(np.argmax(np.diff(ascending)))
     high = off > ascending[cut]
+    if not _enough(high):  # an exact fit may even have all runs on one side
+        return []
     gap = ascending[cut + 1] - ascending[cut]
     spread = max(float(np.subtract(*np.quantile(off[rows], (0.75, 0.25)))) for rows in (high, ~high))
-    if not _enough(high) or gap < max(_LOSS_GAP, _LOSS_GAP_SPREADS * spread):
+    if gap < max(_LOSS_GAP, _LOSS_GAP_SPREADS * spread):
         return []
     ratio = float(np.exp(np.median(off[high]) - np.median(off[~high])))
     bits = " (1.44 is nats to bits)" if abs(ratio / _NATS_TO_BITS - 1) < 0.05 else ""
