@@ -15,8 +15,11 @@ _HOME = {
     "Law": "analysis.law",
     "FORMS": "analysis.laws",
     "choose_form": "analysis.choice",
+    "analyse": "analysis.study",
+    "read_table": "analysis.table",
+    "build_table": "analysis.table",
 }
-__all__ = ["FORMS", "Estimator", "Fit", "Law", "choose_form", "fit"]
+__all__ = ["FORMS", "Estimator", "Fit", "Law", "analyse", "build_table", "choose_form", "fit", "read_table"]
 
 
 def __getattr__(name: str) -> Any:

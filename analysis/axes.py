@@ -15,6 +15,8 @@ SIZE = (4.3, 3.5)
 
 #: Letters that fit beside its x and its y axis.
 _LABEL_WIDTHS = (50, 32)
+#: Height of tick labels and an axis label, in letters of the legend.
+_BELOW_AXES = 4.5
 #: What an axis is called when the quantity is this project's own, convention and unit included ...
 _OWN_LABELS = {
     "params": "Parameters N, with embeddings",
@@ -76,15 +78,20 @@ def budget_label(budget: float | None) -> str:
 
 
 def legend(ax: Any, columns: int = 2) -> None:
-    """The legend: below axes that have a figure of this project's style to themselves, else inside them."""
+    """The legend below the axes, where it covers no data, if the figure's layout makes room there; else inside."""
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     handles, labels = ax.get_legend_handles_labels()
-    figure = ax.figure
-    if handles and len(figure.axes) == 1 and isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))
-    elif handles:
+    if not handles:
+        return
+    columns = min(columns, len(labels))
+    if not isinstance(ax.figure.get_layout_engine(), ConstrainedLayoutEngine):
         ax.legend(loc="best")
+    elif len(ax.figure.axes) == 1:
+        ax.figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+    else:
+        below = _BELOW_AXES + 1.5 * ax.get_xlabel().count("\n")
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), borderaxespad=below, ncols=columns)
 
 
 def band(ax, optimum: list[dict], quantity: str, color: str, label: str) -> None:

@@ -50,7 +50,7 @@ def backtest_errors(forms: Iterable[Any], quantity: str = "loss", ax: Any = None
     ax.set_ylim(-0.6, len(order) - 0.4)
     ax.grid(False, axis="x")
     if any(score["steps"] == 2 for score in scores):
-        ax.plot([], [], "o", ms=5, color=figure_style.INK, mfc="none", label="left out with one below it")
+        ax.plot([], [], "o", ms=5, color=figure_style.INK, mfc="none", label="two budgets ahead")
     legend(ax, columns=2)
     return ax
 

@@ -41,6 +41,9 @@ from scaling.errors import UserError
 #: Two budgets are one when their logarithms differ by less.
 SAME_BUDGET = 0.1
 
+#: Residuals of a budget are joined by a line up to so many sizes.
+_SIZES_JOINED = 12
+
 Curves = dict[str, list[dict]]
 
 
@@ -241,7 +244,7 @@ def residuals(runs: Any, law: dict | Law, ax: Any = None) -> Any:
         expected = predicted_losses(law, group)
         missed = [100 * (row["loss"] / loss - 1) for row, loss in zip(group, expected)]
         x = [row["params"] for row in group]
-        line = "o" if budget is None else "o-"
+        line = "o-" if budget is not None and len(group) <= _SIZES_JOINED else "o"
         ax.plot(x, missed, line, ms=3.8, lw=0.6, color=colors[budget], label=budget_label(budget))
     ax.set_xscale("log")
     log_ticks(ax.xaxis, formatting.count)
