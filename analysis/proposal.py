@@ -21,6 +21,8 @@ _SPAN_ON_TOP = 4.0
 #: Candidates: compute levels, and sizes within a factor of N*.
 _LEVELS = 13
 _SIZES, _SPAN = 17, 16.0
+#: The search for the largest compute: steps in ln C, and how far it looks for one that can be trained at all.
+_RISE, _LEAST_RANGE = 0.1, 5.0
 #: Runs of three sizes whose 6ND lie within this factor make an IsoFLOP.
 _ONE_BUDGET = 1.12
 #: Steps in which people read what the budget buys.
@@ -91,7 +93,7 @@ def propose(
     top, notes = _top(belief, budget, space, cost_of)
     notes += _edge_notes(belief, held, space)
     first = tuple(np.concatenate(pair) for pair in zip(held, top))
-    cells = _candidates(belief, space, first)
+    cells = _candidates(belief, space, held, top)
     cost, first_cost = cost_of(*cells), cost_of(*first)
     targets = optimum_targets(belief, target_flops)
     covariance = joint_covariance(belief, *(np.concatenate(three) for three in zip(cells, first, planned)), targets)
@@ -166,41 +168,49 @@ def _largest_isoflop(belief: Belief) -> float:
 
 
 def _candidates(
-    belief: Belief, space: Space, first: tuple[np.ndarray, np.ndarray]
+    belief: Belief, space: Space, held: tuple[np.ndarray, np.ndarray], top: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cells to choose from: sizes around N* at each compute level; never the held-out one."""
-    flops = 6 * first[0] * first[1]
-    top = max(float(flops[-1]) if len(flops) > 1 else float(flops[0]), space.smallest_flops)
-    levels = np.geomspace(space.smallest_flops, top, _LEVELS)
+    """Cells to choose from: sizes around N* at each compute level up to the largest IsoFLOP, never the held-out one.
+
+    So the held-out run, where it lies beyond, is predicted by extrapolation alone.
+    """
+    largest = float(6 * top[0][0] * top[1][0]) if len(top[0]) else _largest_isoflop(belief)
+    largest = max(min(largest, float(6 * held[0][0] * held[1][0])), space.smallest_flops)
+    levels = np.geomspace(space.smallest_flops, largest, _LEVELS)
     if space.levels is not None:
-        levels = np.unique(np.append(space.levels[space.levels <= top], flops[1:2]))
+        levels = np.unique(np.append(space.levels[space.levels <= largest * _ONE_BUDGET], largest if len(top[0]) else []))
     sizes = [space.around(belief.law.optimum(level).params, _SPAN, _SIZES) for level in levels]
     params = np.concatenate([np.empty(0), *sizes])
     tokens = np.repeat(levels, [len(some) for some in sizes]) / 6 / params
-    held_out = np.isclose(params, first[0][0], rtol=1e-3) & (np.abs(np.log(tokens / first[1][0])) < np.log(_ONE_BUDGET))
+    held_out = np.isclose(params, held[0][0], rtol=1e-3) & (np.abs(np.log(tokens / held[1][0])) < np.log(_ONE_BUDGET))
     return params[~held_out], tokens[~held_out]
 
 
 def _isoflop(
     belief: Belief, budget: float, count: int, space: Space, cost_of: Cost
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Sizes around N* at one compute, the largest that the budget pays for all of them, by bisection; else None."""
+    """Sizes around N* at one compute, the largest that the budget pays for all of them; None when it pays for none.
 
-    def cells(log_flops: float) -> tuple[np.ndarray, np.ndarray, float]:
+    Compute rises by tenths while it is paid, since a cell may be impossible for being too short or too long; then by
+    bisection.
+    """
+
+    def cells(log_flops: float) -> tuple[np.ndarray, np.ndarray, bool]:
         flops = np.exp(log_flops)
         params = space.around(belief.law.optimum(flops).params, _SPAN_ON_TOP, count)
         cost = cost_of(params, flops / 6 / params)
         able = np.isfinite(cost)
-        return params[able], flops / 6 / params[able], cost[able].sum()
+        return params[able], flops / 6 / params[able], bool(able.any() and cost[able].sum() <= budget)
 
-    low, high = np.log(space.smallest_flops), np.log(space.smallest_flops) + 60.0
-    if cells(low)[2] > budget:
+    low, high = None, np.log(space.smallest_flops)
+    while (paid := cells(high)[2]) or (low is None and high < np.log(space.smallest_flops) + _LEAST_RANGE):
+        low, high = high if paid else None, high + _RISE
+    if low is None:
         return None
-    for _ in range(40):
+    for _ in range(12):
         middle = (low + high) / 2
-        low, high = (middle, high) if cells(middle)[2] <= budget else (low, middle)
-    params, tokens, _ = cells(low)
-    return (params, tokens) if len(params) else None
+        low, high = (middle, high) if cells(middle)[2] else (low, middle)
+    return cells(low)[:2]
 
 
 def describe(

@@ -30,6 +30,7 @@ from analysis.fitting import (
 )
 from analysis.forecasts import budgets_of
 from analysis.identifiability import identifiability_findings
+from analysis.held_out import held_out_runs
 from analysis.isoflop import fit_budget, group_budgets, regress
 from analysis.isoflop_findings import agreement_findings, budget_findings
 from analysis.laws import Law, Surface
@@ -136,6 +137,7 @@ def analyse(
             "predictions": about["predictions"],
             "forms": _forms(runs, scores, level),
             "choice": None if choice is None else choice.to_dict(),
+            "held_out": held_out_runs(table, fit.law, laws, bootstrap.interval),
             "conventions": _conventions(table),
             "warnings": [finding.to_dict() for finding in findings],
             "excluded": [{"run_id": run["run_id"], "reason": run["reason"]} for run in table.excluded],

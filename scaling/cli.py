@@ -6,6 +6,7 @@ carries JSON. Heavy imports are inside the verbs, so that --help answers at once
 
 import errno
 import json
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from scaling.cli_data import data_app
-from scaling.cli_decide import decide
+from scaling.cli_decide import decide, one_budget
 from scaling.cli_design import design
 from scaling.cli_fit import fit
 from scaling.cli_options import DataDir, Json, console, find_sweep, print_json
@@ -100,6 +101,21 @@ def launch(
     max_usd: Annotated[
         Optional[float], typer.Option(min=0, help="Refuse a plan of more US dollars (mid price).")
     ] = None,
+    continue_design: Annotated[
+        bool, typer.Option("--continue-design", help="Add the runs that tell most about N* and L* at --target.")
+    ] = False,
+    target: Annotated[
+        Optional[float],
+        typer.Option(help="With --continue-design: compute in FLOPs (6ND). Default: 10 times the largest trained."),
+    ] = None,
+    flops: Annotated[
+        Optional[float], typer.Option(help="With --continue-design: what the new runs may cost, in FLOPs (6ND).")
+    ] = None,
+    gpu_hours: Annotated[
+        Optional[float],
+        typer.Option(help="The same in GPU-hours (CPU core-hours). Default: as much as the finished cells cost."),
+    ] = None,
+    usd: Annotated[Optional[float], typer.Option(help="The same in US dollars (mid price).")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after the plan.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -128,6 +144,7 @@ def launch(
         max_flops=max_flops,
         max_gpu_hours=max_gpu_hours,
         max_usd=max_usd,
+        continue_design=_wish(continue_design, target, {"flops": flops, "gpu_hours": gpu_hours, "usd": usd}),
         command=context.obj,
     )
     screen = console(as_json)
@@ -143,6 +160,24 @@ def launch(
     if as_json:
         print_json(summary)
     raise typer.Exit(130 if summary["interrupted"] else 1 if summary["failed"] or summary["trouble"] else 0)
+
+
+def _wish(wanted: bool, target: float | None, budgets: dict[str, float | None]) -> Any:
+    """What --continue-design is to add, None without it."""
+    from sweeps.continuation import Wish
+
+    given = {name: value for name, value in {"target": target, **budgets}.items() if value is not None}
+    for name, value in given.items():
+        option = f"--{name.replace('_', '-')} {value:g}"
+        if not wanted:
+            raise UserError(f"{option}: goes with --continue-design; limits of a plan are --max-flops and the like")
+        if not 0 < value < math.inf:
+            raise UserError(f"{option}: must be above zero")
+    if not wanted:
+        return None
+    given.pop("target", None)
+    kind, budget = one_budget(**given) if given else ("gpu_hours", None)
+    return Wish(target, kind, budget)
 
 
 @app.command()

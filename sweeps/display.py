@@ -253,6 +253,13 @@ def show_law(console: Console, law: dict[str, Any]) -> None:
             f"{inside} of {len(found['budgets'])} lie inside their grid",
             soft_wrap=True,
         )
+    for run in law.get("held_out") or []:
+        expected = value(run["predicted"]["value"], [run["predicted"]["low"], run["predicted"]["high"]])
+        console.print(
+            f"held out, N {count(run['params'])}, D {count(run['tokens'])}: predicted {expected}, "
+            f"measured {significant(run['measured'], 4)}, {100 * run['error']:+.2f} %",
+            soft_wrap=True,
+        )
     show_findings(console, law["warnings"])
 
 

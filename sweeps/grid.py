@@ -181,6 +181,7 @@ class Cell:
     flops_budget: float
     config: RunConfig
     layout_given: bool = False  #: by the grid; otherwise the launcher chooses one
+    role: str = "grid"  #: or why a design added it, see sweeps.continuation
 
 
 def unknown(option: str, value: str, choices: Any, having: str) -> str:
@@ -225,11 +226,11 @@ def make_cells(profile: Profile, corpus: Any, source: str) -> list[Cell]:
     `source` names the grid and profile in error messages. Raises UserError for a field that makes no
     valid run, for a size that no budget can pay, and for too few candidate sizes.
     """
-    candidates = sorted(_candidates(profile, corpus, source), key=lambda pair: pair[0])
+    family = candidates(profile, corpus, source)
     cells: dict[str, Cell] = {}
     for budget in sorted(profile.design.flops_budgets):
-        for params, model in _nearest(profile.design, budget, candidates, source):
-            cell = _make_cell(profile, corpus, budget, params, model, source)
+        for params, model in _nearest(profile.design, budget, family, source):
+            cell = make_cell(profile, corpus, budget, params, model, source)
             same = cells.setdefault(cell.config.run_id, cell)
             if same is not cell:
                 raise UserError(
@@ -242,8 +243,8 @@ def make_cells(profile: Profile, corpus: Any, source: str) -> list[Cell]:
     return list(cells.values())
 
 
-def _candidates(profile: Profile, corpus: Any, source: str) -> list[tuple[int, dict[str, Any]]]:
-    """(params with embeddings, model fields) of each candidate size."""
+def candidates(profile: Profile, corpus: Any, source: str) -> list[tuple[int, dict[str, Any]]]:
+    """(params with embeddings, model fields) of each candidate size, the smallest first; errors as in `make_cells`."""
     design = profile.design
     models = [{"vocab_size": corpus.vocab_size, **profile.model, **size} for size in design.sizes]
     for pattern in design.presets:
@@ -263,7 +264,7 @@ def _candidates(profile: Profile, corpus: Any, source: str) -> list[tuple[int, d
                 f"corpus {corpus.name}: raise it or leave it out"
             )
         pairs.append((parameter_count(model).total, fields))
-    return pairs
+    return sorted(pairs, key=lambda pair: pair[0])
 
 
 def _nearest(
@@ -298,7 +299,21 @@ def _nearest(
     return [candidates[i] for i in sorted(chosen)]
 
 
-def _make_cell(profile: Profile, corpus: Any, budget: float, params: int, model: dict[str, Any], source: str) -> Cell:
+def make_cell(
+    profile: Profile,
+    corpus: Any,
+    budget: float,
+    params: int,
+    model: dict[str, Any],
+    source: str,
+    *,
+    seed: int | None = None,
+    role: str = "grid",
+) -> Cell:
+    """The run of one size at one budget by the profile's rules, with the profile's seed unless another is given.
+
+    Raises UserError when whole steps miss the budget, and for a field that makes no valid run.
+    """
     tokens = budget / (6 * params)
     rules, seq_length = profile.rules, profile.data.get("seq_length")
     if not isinstance(seq_length, int) or seq_length < 1:
@@ -306,6 +321,8 @@ def _make_cell(profile: Profile, corpus: Any, budget: float, params: int, model:
     batch = _power_of_two(rules.global_batch_size(params, tokens), rules.global_batch_size)
     train_steps = max(1, round(tokens / (batch * seq_length)))
     name = f"{budget:.3g}-L{model.get('num_layers')}-h{model.get('hidden_size')}"
+    if seed not in (None, profile.seed):
+        name += f"-seed{seed}"
     reached = 6 * params * train_steps * batch * seq_length
     if abs(reached / budget - 1) > BUDGET_TOLERANCE:
         raise UserError(
@@ -331,14 +348,14 @@ def _make_cell(profile: Profile, corpus: Any, budget: float, params: int, model:
         "parallel": parallel or {},
         "global_batch_size": batch,
         "train_steps": train_steps,
-        "seed": profile.seed,
+        "seed": profile.seed if seed is None else seed,
     }
     config = build_config(values, f"{source}: cell {name}")
     try:
         check_layout(config)
     except UserError as error:
         raise UserError(f"{source}: cell {name}: {error}") from None
-    return Cell(name, budget, config, layout_given=parallel is not None)
+    return Cell(name, budget, config, layout_given=parallel is not None, role=role)
 
 
 def _power_of_two(value: float, rule: Rule) -> int:

@@ -32,12 +32,22 @@ from scaling.errors import UserError
 from scaling.record import write_json_atomically
 from scaling.signals import stop_requests
 from sweeps import display
+from sweeps.continuation import Family, Pricing, Round, Wish, design_round, open_cells, read_rounds, write_rounds
 from sweeps.executor import check_slurm, make_executor, parse_slurm_options
-from sweeps.grid import Profile, load_grid, make_cells
+from sweeps.grid import Cell, Profile, load_grid, make_cells
 from sweeps.ladder import lay_out
 from sweeps.locks import FileLock, acquire_any, holder
 from sweeps.machine import Machine, choose_profile, detect
-from sweeps.plan import PLAN_FILE, Plan, PlannedCorpus, check_budget, check_repetition, make_plan
+from sweeps.plan import (
+    PLAN_FILE,
+    Plan,
+    PlannedCell,
+    PlannedCorpus,
+    check_budget,
+    check_repetition,
+    make_plan,
+    plan_cell,
+)
 from sweeps.pricing import find_price, measure_throughput, training_device
 from sweeps.records import CSV_FILE, PARQUET_FILE, collect
 from sweeps.results import LAW_FILE, REPORT_FILE, fit_rows, report_rows
@@ -66,6 +76,7 @@ class LaunchOptions:
     max_flops: float | None = None
     max_gpu_hours: float | None = None
     max_usd: float | None = None
+    continue_design: Wish | None = None  #: add the runs that tell most about a target
     command: str = "scaling launch"  #: as typed, for the plan and for messages
 
 
@@ -77,6 +88,7 @@ class PreparedLaunch:
     sweep_dir: Path
     machine: Machine
     slurm: dict[str, Any]
+    rounds: list[Round]  #: cells that designs have added to the grid's
     obstacle: UserError | None  #: why the plan, though it can be priced, cannot be carried out
 
 
@@ -99,7 +111,10 @@ def prepare(options: LaunchOptions, console: Console) -> PreparedLaunch:
         f"fingerprint {corpus.fingerprint[:16]}, in {corpus.path}",
         soft_wrap=True,
     )
-    cells = make_cells(profile, corpus, f"grid {options.grid}, profile {name}")
+    sweep_dir = (options.sweep_dir or Path("runs") / grid.name).resolve()
+    family = Family(name, profile, corpus, f"grid {options.grid}, profile {name}")
+    grid_cells, rounds = make_cells(profile, corpus, family.source), read_rounds(sweep_dir)
+    cells = family.with_rounds(grid_cells, rounds)
     slurm = {**profile.slurm, **parse_slurm_options(options.slurm)}
     ranks = max(profile.ranks_per_cell, *(cell.config.parallel.world_size for cell in cells))
     workers = choose_workers(
@@ -115,22 +130,33 @@ def prepare(options: LaunchOptions, console: Console) -> PreparedLaunch:
     if workers.executor == "slurm":
         check_slurm(slurm)
     console.print(f"{workers.executor} executor, {workers.count} workers: {workers.reason}", soft_wrap=True)
-    sweep_dir = (options.sweep_dir or Path("runs") / grid.name).resolve()
     device = training_device(workers, machine, profile)
-    cells, tight = lay_out(cells, profile.ranks_per_cell, device_bytes(machine, profile, workers), workers)
+    memory = device_bytes(machine, profile, workers)
     price, warnings = find_price(workers, device, options.price)
+    planned_corpus = PlannedCorpus(
+        name=corpus.name,
+        path=corpus.path.resolve(),
+        source=corpus.source,
+        fingerprint=corpus.fingerprint,
+        train_tokens=corpus.train_tokens,
+    )
+    if options.continue_design is not None:
+        throughput = measure_throughput(workers, device, sweep_dir.parent, set())
+
+        def planned(cell: Cell) -> PlannedCell:
+            (laid_out,), _ = lay_out([cell], profile.ranks_per_cell, memory, workers)
+            return plan_cell(laid_out, planned_corpus, workers, throughput)
+
+        pricing = Pricing(planned, workers.devices_each, price)
+        rounds = _next_round(sweep_dir, family, cells, rounds, pricing, options.continue_design, console)
+        cells = family.with_rounds(grid_cells, rounds)
+    cells, tight = lay_out(cells, profile.ranks_per_cell, memory, workers)
     plan = make_plan(
         grid=grid.name,
         profile_name=name,
         profile=profile,
         cells=cells,
-        corpus=PlannedCorpus(
-            name=corpus.name,
-            path=corpus.path.resolve(),
-            source=corpus.source,
-            fingerprint=corpus.fingerprint,
-            train_tokens=corpus.train_tokens,
-        ),
+        corpus=planned_corpus,
         machine=machine.describe(),
         command=options.command,
         workers=workers,
@@ -139,7 +165,35 @@ def prepare(options: LaunchOptions, console: Console) -> PreparedLaunch:
         throughput=measure_throughput(workers, device, sweep_dir.parent, {cell.config.run_id for cell in cells}),
     )
     check_budget(plan, options.max_flops, options.max_gpu_hours, options.max_usd)
-    return PreparedLaunch(plan, sweep_dir, machine, slurm, _obstacle(plan, profile, corpus, machine))
+    return PreparedLaunch(plan, sweep_dir, machine, slurm, rounds, _obstacle(plan, profile, corpus, machine))
+
+
+def _next_round(
+    sweep_dir: Path,
+    family: Family,
+    cells: list[Cell],
+    rounds: list[Round],
+    pricing: Pricing,
+    wish: Wish,
+    console: Console,
+) -> list[Round]:
+    """The rounds with one more; as they are while cells of the latest are still to be trained."""
+    from analysis.design_text import design_lines
+
+    own = family.own(rounds)
+    waiting = open_cells(sweep_dir, family.cells(own[-1], released=False)) if own else []
+    if waiting:
+        console.print(
+            f"round {len(own)} of the design has {len(waiting)} of {len(own[-1].cells)} cells left to train: it goes on, "
+            "and no further one is added",
+            soft_wrap=True,
+        )
+        return rounds
+    new = design_round(sweep_dir, family, cells, pricing, wish)
+    console.print(f"round {len(own) + 1} of the design")
+    for line in design_lines(new.design):
+        console.print(line, soft_wrap=True)
+    return [*rounds, new]
 
 
 def launch(prepared: PreparedLaunch, options: LaunchOptions, console: Console) -> dict[str, Any]:
@@ -153,6 +207,8 @@ def launch(prepared: PreparedLaunch, options: LaunchOptions, console: Console) -
     plan, sweep_dir = prepared.plan, prepared.sweep_dir
     lock = _lock_sweep(sweep_dir, options.command)
     try:
+        if prepared.rounds:
+            write_rounds(sweep_dir, prepared.rounds)  # before the plan: what names a cell must be there to find it again
         write_json_atomically(sweep_dir / PLAN_FILE, plan.model_dump(mode="json"))
         outcome = _train(prepared, console)
         summary = {"sweep_dir": str(sweep_dir), "cells": outcome.status.counts}

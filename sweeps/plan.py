@@ -43,6 +43,7 @@ class PlannedCell(_Section):
     seq_length: int
     learning_rate: float
     flops_budget: float
+    role: str = Field("grid", description="grid, or why a design added it: held-out, top, chosen, or released")
     flops: float = Field(description="6 x params x tokens")
     flops_causal: float
     flops_full: float
@@ -179,7 +180,7 @@ def make_plan(
 
     The cells' execution section gets the workers' device and threads.
     """
-    planned = [_plan_cell(cell, corpus, workers, throughput) for cell in cells]
+    planned = [plan_cell(cell, corpus, workers, throughput) for cell in cells]
     device_hours = sum(cell.seconds * cell.ranks for cell in planned) * workers.devices_each / 3600
     return Plan(
         grid=grid,
@@ -209,7 +210,8 @@ def make_plan(
     )
 
 
-def _plan_cell(cell: Cell, corpus: PlannedCorpus, workers: Workers, throughput: Throughput) -> PlannedCell:
+def plan_cell(cell: Cell, corpus: PlannedCorpus, workers: Workers, throughput: Throughput) -> PlannedCell:
+    """One cell, priced; its execution section gets the workers' device and threads."""
     config = cell.config
     execution = {"device": workers.device, "num_threads": workers.num_threads}
     execution = ExecutionConfig.model_validate({**config.execution.model_dump(), **execution})
@@ -230,6 +232,7 @@ def _plan_cell(cell: Cell, corpus: PlannedCorpus, workers: Workers, throughput: 
         seq_length=config.data.seq_length,
         learning_rate=config.optimizer.learning_rate,
         flops_budget=cell.flops_budget,
+        role=cell.role,
         flops=flops.c_6nd,
         flops_causal=flops.causal,
         flops_full=flops.full,

@@ -23,6 +23,7 @@ PARQUET_FILE = "runs.parquet"
 COLUMNS: dict[str, tuple[type, str]] = {
     "run_id": (str, "hash of the science of the run"),
     "cell": (str, "short name in the plan"),
+    "role": (str, "grid, or why a design added it: held-out (never fitted), top, chosen, or released (held out before)"),
     "status": (str, "finished, diverged, failed, running, interrupted or pending; only finished runs are fitted"),
     "reason": (str, "why a run diverged or failed"),
     "schedule_finished": (bool, "whether the learning-rate schedule ran to its end"),

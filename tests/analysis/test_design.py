@@ -162,7 +162,6 @@ def test_a_smaller_exponent_of_the_cost_buys_larger_runs():
     covariance = joint_covariance(belief, params, tokens, optimum_targets(belief, 1e23))
     runs = [cost[choose(covariance, cost, 1e21, belief.noise, cost_exponent=exponent)] for exponent in (1.0, 0.5, 0.0)]
     assert runs[0].mean() < runs[1].mean() < runs[2].mean()
-    assert runs[0][0] == cost.min() and runs[2][0] > 100 * cost.min()
 
 
 def test_doubt_in_the_form_moves_runs_towards_the_target():
