@@ -30,8 +30,12 @@ _EXPERT_FFN = ("moe_intermediate_size", "intermediate_size", "ffn_hidden_size")
 #: Nested parts of a config.json whose fields are those of the language model.
 _PARTS = ("text_config", "llm_config", "language_config", "attn_config", "ffn_config")
 
-#: Fields, or words in them, of layers that are no attention: such a model is not a pure transformer.
-_RECURRENT = ("mamba", "ssm_", "linear_attn", "linear_num_", "linear_conv", "block_type", "hybrid_override", "lru_")
+#: Words in the fields of models whose layers are not plain attention and MLP: state-space and linear attention, then
+#: sparse attention (DeepSeek-V3.2, V4) and Gemma 3n's alternating updates.
+_OTHER_LAYERS = (
+    "mamba", "ssm_", "linear_attn", "linear_num_", "linear_conv", "block_type", "hybrid_override", "lru_", "rwkv",
+    "index_topk", "compress_ratio", "altup",
+)  # fmt: skip
 
 
 def read_config_json(path: Path) -> tuple[Architecture, tuple[str, ...]]:
@@ -111,10 +115,10 @@ def _refuse_what_is_no_decoder(config: dict[str, Any], known: bool, source: str)
     heads = [str(name) for name in config.get("architectures") or []]
     if heads and not any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in heads):
         raise UserError(f"{source}: architectures = {', '.join(heads)}: {remedy}")
-    recurrent = [field for field in config if any(word in field for word in _RECURRENT)]
-    if recurrent or "linear_attention" in (config.get("layer_types") or []):
-        field = recurrent[0] if recurrent else "layer_types"
-        raise UserError(f"{source}: {field} speaks of layers without attention (state-space or linear): {remedy}")
+    other = [field for field in config if any(word in field for word in _OTHER_LAYERS)]
+    if other or "linear_attention" in (config.get("layer_types") or []):
+        field = other[0] if other else "layer_types"
+        raise UserError(f"{source}: {field} speaks of layers other than attention and MLP: {remedy}")
     if any(isinstance(config.get(field), list) for names in (*_SIZES.values(), _GROUPS, _FFN) for field in names):
         raise UserError(f"{source}: sizes differ from layer to layer: only layers that are alike can be counted")
 
