@@ -1,0 +1,288 @@
+"""Memory of one GPU, tensor by tensor, from the setup alone; no measured figure of the run is an input.
+
+Three sizes of the same thing are published, so all are given: bytes that tensors take (torch's `max_memory_allocated`),
+that torch's allocator has taken from the device (`max_memory_reserved`), and that the device shows as used
+(nvidia-smi), which has CUDA's context and the collectives' buffers besides.
+
+Of N parameters on a rank, R ranks share what is sharded (Rajbhandari et al. 2020, arXiv:1910.02054, section 5):
+
+    weights, gradients, main weights, optimizer   bytes by stack (analysis/cost/memory_stacks.py); zero1 divides the last
+                                                  two by R, zero2 gradients too, zero3 weights too
+    activations    scaling/activations.py, by layer and micro-batch in flight; layers' inputs under full recomputation
+    transient      the larger of: the logits and the loss; one layer's backward pass, recomputed where it has to be
+    communication  zero3: units gathered, one ahead, and a gradient being reduced; all units of a stage in a pipeline,
+                   whose micro-batches would otherwise gather them again and again
+    workspace      cuBLAS, and what a stack caches
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from analysis.cost.counts import block_parameters, embedding_parameters
+from analysis.cost.devices import Device
+from analysis.cost.memory_stacks import StackMemory, stack_memory
+from analysis.cost.setup import Setup
+from scaling.activations import LayerSizes, layer_tensors, micro_batches_in_flight
+
+Metric = Literal["allocated", "reserved", "device"]
+
+_MIB = 2**20
+#: cuBLAS's workspace, as NVIDIA recommends for Hopper and later (cuBLAS documentation, cublasSetWorkspace; 4 MiB before).
+_CUBLAS = 32 * _MIB
+#: Reserved / allocated: median of 41 runs of Megatron-LM on B200 (1.03 to 1.09; MooreThreads/SimuMax, docs/b200, 2026-05).
+_RESERVED = 1.05
+#: CUDA's context with its kernels, and NCCL's buffers of one communicator (NCCL_BUFFSIZE of 4 MiB on 16 channels, twice).
+_CONTEXT, _COMMUNICATOR = 600 * _MIB, 128 * _MIB
+#: Quantiles 5 % and 95 % of measured / estimated peaks. megatron: 0.99 to 1.01 on those B200 runs, widened to what
+#: the cached gradients of one Transformer Engine version make. megatron_2021: of 59 runs before BLOOM's
+#: (bigscience, tr11 chronicles-prequel, nvidia-smi). The others are judgements: no peak of theirs was compared with.
+_SPREAD = {
+    "megatron": (0.92, 1.06),
+    "megatron_2021": (0.85, 1.47),
+    "fsdp_compiled": (0.80, 1.25),
+    "fsdp_eager": (0.80, 1.25),
+    "eager": (0.80, 1.60),
+}
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on the pipeline rank that needs most.
+
+    Attributes:
+        pipeline_rank: which that is.
+        tensors: name -> bytes; they add up to `allocated`.
+        by_rank: allocated bytes of every pipeline rank.
+        allocated, reserved, device: see the module.
+        spread: low and high end of the 90 % interval of each of the three, as ratios to it.
+    """
+
+    pipeline_rank: int
+    tensors: Mapping[str, float]
+    by_rank: tuple[float, ...]
+    allocated: float
+    reserved: float
+    device: float
+    spread: tuple[float, float]
+
+    def interval(self, metric: Metric = "device") -> tuple[float, float]:
+        """(low, high) bytes between which 90 % of measured peaks are expected."""
+        value = getattr(self, metric)
+        return self.spread[0] * value, self.spread[1] * value
+
+
+def memory(setup: Setup) -> MemoryEstimate:
+    """Memory of the GPU that needs most; tensor ranks are alike, pipeline ranks are not."""
+    stack = stack_memory(setup)
+    blocks = tuple(_block(setup, stack, moe) for moe in (False, True))
+    ranks = [_rank_tensors(setup, stack, _held(setup, rank, blocks)) for rank in range(setup.pipeline_parallel_size)]
+    totals = [sum(tensors.values()) for tensors in ranks]
+    worst = max(range(len(totals)), key=totals.__getitem__)
+    axes = ("tensor", "pipeline", "context", "data", "expert")
+    communicators = sum(getattr(setup, f"{axis}_parallel_size") > 1 for axis in axes)
+    reserved = _RESERVED * totals[worst]
+    return MemoryEstimate(
+        pipeline_rank=worst,
+        tensors=ranks[worst],
+        by_rank=tuple(totals),
+        allocated=totals[worst],
+        reserved=reserved,
+        device=reserved + _CONTEXT + communicators * _COMMUNICATOR,
+        spread=_SPREAD[setup.stack],
+    )
+
+
+def fits(estimate: MemoryEstimate, device: Device, margin: float = 0.06) -> bool:
+    """Whether the estimate and `margin` of it are within the device's memory, of which a driver keeps a part."""
+    return (1 + margin) * estimate.device <= device.memory_bytes
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One layer on one rank: parameters by what divides them, and bytes kept of one micro-batch."""
+
+    plain: float
+    experts: float
+    #: Of `plain`, matrices; and the distinct matrices, of which experts are one.
+    matrices: float
+    shapes: float
+    #: Of the whole layer on one tensor rank, all experts of the rank included: what zero3 gathers as one.
+    unit: float
+    inner: float
+    kept: float
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What one pipeline rank holds: layers and their number, the ends of the model, micro-batches in flight."""
+
+    blocks: tuple[tuple[_Block, int], ...]
+    first: bool
+    last: bool
+    in_flight: float
+
+
+def _block(setup: Setup, stack: StackMemory, moe: bool) -> _Block:
+    arch, tensor = setup.model, setup.tensor_parallel_size
+    block = block_parameters(arch, moe)
+    matrices = (block.attention + block.mlp) / tensor
+    experts = block.routed_experts / (setup.expert_parallel_size * tensor)
+    plain = matrices + block.norms + block.router
+    inner = arch.moe_shared_expert_intermediate_size if moe else arch.ffn_hidden_size
+    kept = sum(layer_tensors(_sizes(setup, stack, moe), stack.kept, arch.gated).values())
+    return _Block(
+        plain=plain,
+        experts=experts,
+        matrices=matrices + experts,
+        shapes=matrices + block.routed_experts / max(1, arch.num_experts) / tensor,
+        unit=plain + experts,
+        inner=(inner + (arch.moe_router_topk * arch.moe_ffn_hidden_size if moe else 0)) / tensor,
+        kept=setup.micro_batch_tokens * kept,
+    )
+
+
+def _sizes(setup: Setup, stack: StackMemory, moe: bool) -> LayerSizes:
+    """Elements of each token of one layer on one tensor rank. Routed tokens are taken to be spread evenly."""
+    arch, tensor = setup.model, setup.tensor_parallel_size
+    divided = arch.hidden_size / (tensor if setup.sequence_parallel else 1)
+    groups = max(1.0, arch.num_query_groups / tensor)
+    heads = arch.num_attention_heads / tensor
+    inner = arch.moe_shared_expert_intermediate_size if moe else arch.ffn_hidden_size
+    return LayerSizes(
+        hidden=divided,
+        entering=arch.hidden_size if stack.keeps_gathered else divided,
+        query=heads * arch.qk_channels,
+        key=groups * arch.qk_channels,
+        value=groups * arch.v_channels,
+        output=heads * arch.v_channels,
+        heads=heads,
+        inner=inner / tensor,
+        keys=setup.seq_length,
+        latent=arch.q_lora_rank + arch.kv_lora_rank if arch.is_latent else 0,
+        routed=arch.moe_router_topk if moe else 0,
+        routed_hidden=arch.hidden_size,
+        routed_inner=arch.moe_ffn_hidden_size / tensor,
+    )
+
+
+def stages_per_rank(setup: Setup) -> int:
+    """Pipeline stages of one rank under the setup's schedule."""
+    if setup.pipeline_parallel_size == 1 or setup.pipeline_schedule in ("gpipe", "1f1b"):
+        return 1
+    return setup.virtual_pipeline_parallel_size if setup.pipeline_schedule == "interleaved1f1b" else 2
+
+
+def _held(setup: Setup, rank: int, blocks: tuple[_Block, ...]) -> _Held:
+    """Layers spread evenly over the stages; those of multi-token prediction on the last."""
+    arch, size = setup.model, setup.pipeline_parallel_size
+    count = size * stages_per_rank(setup)
+    v_shaped = setup.pipeline_schedule in ("zbv", "dualpipev")
+    mine = [s for s in range(count) if (2 * size - 1 - s if v_shaped and s >= size else s % size) == rank]
+    first, last = 0 in mine, count - 1 in mine
+    first_moe = arch.num_layers - arch.num_moe_layers
+    dense = moe = 0
+    for stage in mine:
+        start, end = (arch.num_layers * bound // count for bound in (stage, stage + 1))
+        dense += max(0, min(end, first_moe) - start)
+        moe += max(0, end - max(start, first_moe))
+    if last:
+        dense, moe = (dense, moe + arch.mtp_num_layers) if arch.is_moe else (dense + arch.mtp_num_layers, moe)
+    in_flight = micro_batches_in_flight(
+        setup.pipeline_schedule, size, rank, stages_per_rank(setup), setup.num_micro_batches
+    )
+    return _Held(tuple((block, n) for block, n in zip(blocks, (dense, moe)) if n), first, last, in_flight)
+
+
+def _rank_tensors(setup: Setup, stack: StackMemory, held: _Held) -> dict[str, float]:
+    """Bytes of every kind of tensor on one pipeline rank; the numbers add up to its peak."""
+    plain, experts = _parameters(setup, held)
+    ranks = setup.sharding_size or setup.data_parallel_size * setup.context_parallel_size
+    # expert parallel ranks are data ranks that hold different experts
+    expert_ranks = max(1.0, ranks / setup.expert_parallel_size)
+    level = ("none", "zero1", "zero2", "zero3").index(setup.sharding)
+
+    def state(size: float, sharded_from: int) -> float:
+        divided = level >= sharded_from
+        return size * (plain / (ranks if divided else 1) + experts / (expert_ranks if divided else 1))
+
+    at_loss, in_backward = _at_loss(setup, stack, held), _in_backward(setup, stack, held)
+    transient = max(at_loss, in_backward, key=lambda part: sum(part.values()))
+    return {
+        "weights": state(stack.weights, 3),
+        "gradients": state(stack.gradients, 2),
+        "main_weights": state(stack.main_weights, 1),
+        "optimizer": state(stack.optimizer, 1),
+        "activations": _activations(setup, stack, held),
+        "logits": transient.get("logits", 0.0),
+        "backward": transient.get("backward", 0.0),
+        "communication": transient["communication"] + _kept_whole(setup, stack, plain + experts),
+        "workspace": _CUBLAS + _cached(setup, stack, held),
+    }
+
+
+def _parameters(setup: Setup, held: _Held) -> tuple[float, float]:
+    """(all but routed experts, routed experts) on one rank. Tensor ranks divide matrices, not norms and routers."""
+    arch = setup.model
+    plain = sum(count * block.plain for block, count in held.blocks)
+    experts = sum(count * block.experts for block, count in held.blocks)
+    table = arch.vocab_size * arch.hidden_size
+    if held.first:
+        plain += table / setup.tensor_parallel_size + embedding_parameters(arch) - table + arch.other_parameters
+    if held.last:
+        shared = arch.tie_word_embeddings and held.first
+        plain += arch.hidden_size + (0 if shared else table) / setup.tensor_parallel_size
+        plain += arch.mtp_num_layers * 2 * arch.hidden_size**2 / setup.tensor_parallel_size
+    return plain, experts
+
+
+def _activations(setup: Setup, stack: StackMemory, held: _Held) -> float:
+    """All micro-batches in flight, and what the last norm keeps: its input and its output."""
+    sent = stack.keeps_sent and setup.pipeline_parallel_size > 1
+    divided = setup.model.hidden_size / (setup.tensor_parallel_size if setup.sequence_parallel else 1)
+    residual = setup.micro_batch_tokens * stack.kept.norm_input * divided
+    full = setup.recompute == "full"
+    kept = sum(count * (residual if full else block.kept) for block, count in held.blocks)
+    return held.in_flight * (kept + sent * residual) + (2 * residual if held.last else 0.0)
+
+
+def _at_loss(setup: Setup, stack: StackMemory, held: _Held) -> dict[str, float]:
+    """While the loss is computed: the logits, and under zero3 the output layer and a layer gathered."""
+    if not held.last:
+        return {"communication": 0.0}
+    arch, tensor = setup.model, setup.tensor_parallel_size
+    logits = (1 + arch.mtp_num_layers) * setup.micro_batch_tokens * arch.vocab_size / tensor
+    gathered = 0.0
+    if setup.sharding == "zero3":
+        gathered = stack.gathered * (arch.vocab_size * arch.hidden_size / tensor + held.blocks[-1][0].unit)
+    return {"logits": stack.logits * logits, "communication": gathered}
+
+
+def _in_backward(setup: Setup, stack: StackMemory, held: _Held) -> dict[str, float]:
+    """In the backward pass of a layer: gradients of its MLP's tensors, and of its gathered input.
+
+    Under full recomputation that layer's whole list is there as well; under zero3 its weights, those of the one before,
+    its gradient, and that gradient on its way to the other ranks.
+    """
+    arch = setup.model
+    inner = max(block.inner for block, _ in held.blocks)
+    backward = setup.micro_batch_tokens * stack.gathered * ((3 if arch.gated else 2) * inner + 2 * arch.hidden_size)
+    if setup.recompute == "full":
+        backward += max(block.kept for block, _ in held.blocks)
+    unit = max(block.unit for block, _ in held.blocks) if setup.sharding == "zero3" else 0.0
+    return {"backward": backward, "communication": (3 * stack.gathered + stack.reduced) * unit}
+
+
+def _kept_whole(setup: Setup, stack: StackMemory, parameters: float) -> float:
+    """Under zero3 in a pipeline, weights stay gathered and gradients unsharded from one micro-batch to the next."""
+    whole = setup.sharding == "zero3" and setup.pipeline_parallel_size > 1
+    return (stack.gathered + stack.reduced) * parameters if whole else 0.0
+
+
+def _cached(setup: Setup, stack: StackMemory, held: _Held) -> float:
+    """What a stack keeps from step to step: empty gradients by shape, low-precision copies of the layers' matrices."""
+    shapes = max(block.shapes for block, _ in held.blocks)
+    if held.last:
+        shapes += setup.model.vocab_size * setup.model.hidden_size / setup.tensor_parallel_size
+    matrices = sum(count * block.matrices for block, count in held.blocks)
+    return stack.dummy_gradients * shapes + stack.weight_copies * matrices

@@ -1,0 +1,99 @@
+"""What to change when a run does not fit: each change computed, those that suffice first."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from analysis.cost.memory import MemoryEstimate, fits, memory
+from analysis.cost.setup import Setup
+
+_GIB = 2**30
+#: A change that saves less of the whole is not worth naming.
+_LEAST = 0.01
+_SHARDING = ("none", "zero1", "zero2", "zero3")
+_RECOMPUTE = ("none", "selective", "full")
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """One change of a setup: in words with its numbers, the setup after it, bytes saved, and whether that suffices."""
+
+    change: str
+    setup: Setup
+    saved: float
+    fits: bool
+
+    def __str__(self) -> str:
+        return f"{self.change} saves {self.saved / _GIB:.3g} GiB" + (" and fits" if self.fits else "")
+
+
+def remedies(setup: Setup) -> list[Remedy]:
+    """Changes that need less memory on as many GPUs, best first.
+
+    Those after which the run fits come first, in the order of what they cost in time, cheapest first; then the others,
+    by what they save. Where no single change suffices, pairs with full recomputation are tried as well. Twice the GPUs
+    is the last resort, and tried only then.
+    """
+    before = memory(setup)
+    found = _computed(before, list(_changes(setup)))
+    if not any(remedy.fits for remedy in found):
+        whole = replace(setup, recompute="full")
+        pairs = [(f"recompute = full, {change}", after) for change, after in _changes(whole)]
+        more = _more_gpus(setup) + [(f"recompute = full, {change}", after) for change, after in _more_gpus(whole)]
+        found += _computed(before, pairs + more)
+    suffice = [remedy for remedy in found if remedy.fits]
+    rest = sorted((remedy for remedy in found if not remedy.fits), key=lambda remedy: -remedy.saved)
+    return suffice + rest
+
+
+def _computed(before: MemoryEstimate, changes: list[tuple[str, Setup]]) -> list[Remedy]:
+    made = [(change, after, memory(after)) for change, after in changes]
+    return [
+        Remedy(change, after, before.device - estimate.device, fits(estimate, after.device))
+        for change, after, estimate in made
+        if estimate.device < (1 - _LEAST) * before.device
+    ]
+
+
+def _changes(setup: Setup) -> Iterator[tuple[str, Setup]]:
+    """Changes that the layout allows, from the cheapest in time to the dearest."""
+    if not setup.flash_attention:
+        yield "flash_attention = true", replace(setup, flash_attention=True)
+    if setup.tensor_parallel_size > 1 and not setup.sequence_parallel:
+        yield "sequence_parallel = true", replace(setup, sequence_parallel=True)
+    ranks = setup.sharding_size or setup.data_parallel_size * setup.context_parallel_size
+    if ranks > 1:
+        for sharding in _SHARDING[_SHARDING.index(setup.sharding) + 1 :]:
+            yield f"sharding = {sharding}", replace(setup, sharding=sharding)
+    micro = setup.micro_batch_size
+    while micro % 2 == 0:
+        micro //= 2
+        yield f"micro_batch_size {setup.micro_batch_size} -> {micro}", replace(setup, micro_batch_size=micro)
+    for recompute in _RECOMPUTE[_RECOMPUTE.index(setup.recompute) + 1 :]:
+        yield f"recompute = {recompute}", replace(setup, recompute=recompute)
+    for axis in ("tensor", "expert", "pipeline", "context"):
+        name = f"{axis}_parallel_size"
+        size = getattr(setup, name)
+        after = replace(setup, **{name: 2 * size})
+        if _possible(after):
+            yield f"{name} {size} -> {2 * size}", after
+
+
+def _more_gpus(setup: Setup) -> list[tuple[str, Setup]]:
+    after = replace(setup, num_gpus=2 * setup.num_gpus)
+    return [(f"num_gpus {setup.num_gpus} -> {after.num_gpus}", after)] if _possible(after) else []
+
+
+def _possible(setup: Setup) -> bool:
+    """Whether the sizes divide what they must; tensor ranks stay among GPUs that fast links join."""
+    arch = setup.model
+    layout = setup.tensor_parallel_size * setup.pipeline_parallel_size * setup.context_parallel_size
+    if setup.num_gpus % layout or setup.global_batch_size % (setup.data_parallel_size * setup.micro_batch_size):
+        return False
+    if arch.num_attention_heads % setup.tensor_parallel_size or setup.pipeline_parallel_size > arch.num_layers:
+        return False
+    if setup.tensor_parallel_size > max(setup.device.gpus_per_node, setup.device.scale_up_size):
+        return False
+    if setup.expert_parallel_size > 1:
+        experts = arch.num_experts > 0 and arch.num_experts % setup.expert_parallel_size == 0
+        return experts and setup.data_parallel_size * setup.context_parallel_size % setup.expert_parallel_size == 0
+    return setup.seq_length % (2 * setup.context_parallel_size) == 0 or setup.context_parallel_size == 1
