@@ -1,0 +1,190 @@
+"""Share of the GPUs' peak that a whole training run reaches when its layout is not known: learnt from published runs.
+
+    ln(6 N D / (GPU-seconds x peak)) = a + b ln(peak / A100's) + c ln((N / GPUs) / (1e10 / 256)) + d (years before 2023)
+
+N is the number of active parameters (embeddings counted), D of tokens, the peak is dense bf16 whatever the precision.
+b < 0: faster GPUs wait longer for memory, network and host (nothing below an A100 is faster for it). c > 0: the less
+of the model each GPU works on, the more it waits. d < 0, over at most one year: before fused attention was common.
+Experts, sequence length and fp8 do not help to predict runs of other families and are left out.
+
+Hours include restarts, evaluations and whatever else their authors counted: no goodput is to be applied on top.
+published_runs.csv is what the coefficients are fitted to (least squares) and what the interval is measured on: each
+family of models predicted from the others. Not in it: hours that somebody derived from an assumed utilisation
+(MT-NLG 530B, Nemotron-4 340B, Amber), tokens that are only a corpus size (WeLM, Luminous-supreme), pruned, distilled,
+fine-tuned and encoder-decoder models, models on TPUs, and costs "from scratch" that were never run (MPT-30B).
+"""
+
+import csv
+import math
+from dataclasses import dataclass
+from datetime import date
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from analysis.cost.devices import Device, require_device
+from analysis.cost.interval import Interval, log_normal
+from scaling.errors import UserError
+
+_TABLE = Path(__file__).with_name("published_runs.csv")
+_A100_FLOPS = 312e12
+_TYPICAL_PARAMS_PER_GPU = 1e10 / 256
+#: GPUs of a published run, for those that do not tell: this many for 1e23 FLOPs, growing with their power.
+_TYPICAL_GPUS, _GPUS_EXPONENT = 415, 0.54
+_FUSED_ATTENTION_YEAR = 2023.0
+#: ln of parameters per GPU over the typical ones: from SmolLM2-135M on 64 to BLOOM-176B on 384. Held beyond these.
+_PER_GPU_RANGE = (-2.9, 2.5)
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What is known of a run before it starts. Parameters count embeddings."""
+
+    params: float
+    tokens: float
+    device: Device
+    #: None: as many as published runs of its FLOPs had.
+    num_gpus: int | None = None
+    #: Parameters a token passes through; None where all of them.
+    active_params: float | None = None
+    #: When it is trained, as a decimal year; None: now.
+    year: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raises UserError for numbers that no run has."""
+        for name in ("params", "tokens", "num_gpus", "active_params"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise UserError(f"{name} = {value}: must be a number greater than 0")
+        if self.active_params is not None and self.active_params > self.params:
+            raise UserError(f"active_params = {self.active_params:g}: must be at most params, {self.params:g}")
+
+    @property
+    def flops(self) -> float:
+        """Model FLOPs of the run, 6 x active parameters x tokens."""
+        return 6.0 * (self.active_params or self.params) * self.tokens
+
+
+@dataclass(frozen=True)
+class PublishedRun:
+    """One row of published_runs.csv."""
+
+    family: str
+    model: str
+    facts: RunFacts
+    gpu_hours: float
+    source: str
+
+    @property
+    def utilisation(self) -> float:
+        """Its 6ND FLOPs over what its GPUs could have done in its hours at the dense bf16 peak."""
+        return self.facts.flops / (3600.0 * self.gpu_hours * self.facts.device.bf16_flops)
+
+
+def run_utilisation(facts: RunFacts) -> Interval:
+    """6ND model-FLOPs utilisation of the dense bf16 peak over the whole run, all pauses included."""
+    coefficients, spread = _fitted()
+    return log_normal(_predict(facts, coefficients), spread)
+
+
+def run_gpu_hours(facts: RunFacts) -> Interval:
+    """GPU-hours of the whole run, all pauses included."""
+    utilisation = run_utilisation(facts)
+    hours = facts.flops / (3600.0 * facts.device.bf16_flops)
+    return Interval(hours / utilisation.value, hours / utilisation.high, hours / utilisation.low)
+
+
+def unlike_published(facts: RunFacts) -> list[str]:
+    """What of a run is outside of what the published ones show, one line each; its estimate then is a guess."""
+    chips = {run.facts.device.bf16_flops for run in published_runs()}
+    flops = [run.facts.flops for run in published_runs()]
+    warnings = []
+    if facts.device.bf16_flops not in chips:
+        warnings.append(
+            f"no published run on {facts.device.name} is known: its utilisation is drawn on from A100 to H100"
+        )
+    if not min(flops) <= facts.flops <= max(flops):
+        warnings.append(
+            f"{facts.flops:.3g} FLOPs are outside of the published runs' {min(flops):.1g} to {max(flops):.1g}"
+        )
+    return warnings
+
+
+@cache
+def published_runs() -> tuple[PublishedRun, ...]:
+    """The rows of published_runs.csv; num_gpus is None where the source does not tell."""
+    with open(_TABLE, encoding="utf-8", newline="") as file:
+        return tuple(_read(row) for row in csv.DictReader(file))
+
+
+def held_out_predictions() -> dict[str, Interval]:
+    """The utilisation of each published run by model, predicted from the runs of all other families.
+
+    The interval's width is that of the errors of the other families when they are held out in the same way.
+    """
+    runs = published_runs()
+    predicted = _predict_held_out(runs)
+    errors = {run.model: math.log(run.utilisation / predicted[run.model]) for run in runs}
+    return {
+        run.model: log_normal(
+            predicted[run.model],
+            _root_mean_square([errors[other.model] for other in runs if other.family != run.family]),
+        )
+        for run in runs
+    }
+
+
+@cache
+def _fitted() -> tuple[tuple[float, ...], float]:
+    """Coefficients from all runs, and the spread of ln utilisation of held-out families around their prediction."""
+    runs = published_runs()
+    predicted = _predict_held_out(runs)
+    return _fit(runs), _root_mean_square([math.log(run.utilisation / predicted[run.model]) for run in runs])
+
+
+def _predict_held_out(runs: tuple[PublishedRun, ...]) -> dict[str, float]:
+    by_family = {
+        family: _fit(tuple(run for run in runs if run.family != family)) for family in {run.family for run in runs}
+    }
+    return {run.model: _predict(run.facts, by_family[run.family]) for run in runs}
+
+
+def _fit(runs: tuple[PublishedRun, ...]) -> tuple[float, ...]:
+    import numpy as np
+
+    features = np.array([_features(run.facts) for run in runs])
+    target = np.log([run.utilisation for run in runs])
+    return tuple(np.linalg.lstsq(features, target, rcond=None)[0].tolist())
+
+
+def _predict(facts: RunFacts, coefficients: tuple[float, ...]) -> float:
+    return math.exp(sum(c * x for c, x in zip(coefficients, _features(facts), strict=True)))
+
+
+def _features(facts: RunFacts) -> tuple[float, ...]:
+    gpus = facts.num_gpus or max(1.0, _TYPICAL_GPUS * (facts.flops / 1e23) ** _GPUS_EXPONENT)
+    per_gpu = (facts.active_params or facts.params) / gpus
+    year = date.today().year if facts.year is None else facts.year
+    return (
+        1.0,
+        max(0.0, math.log(facts.device.bf16_flops / _A100_FLOPS)),
+        min(max(math.log(per_gpu / _TYPICAL_PARAMS_PER_GPU), _PER_GPU_RANGE[0]), _PER_GPU_RANGE[1]),
+        min(1.0, max(0.0, _FUSED_ATTENTION_YEAR - year)),
+    )
+
+
+def _read(row: dict[str, Any]) -> PublishedRun:
+    year, month = row["date"].split("-")
+    facts = RunFacts(
+        params=float(row["params"]),
+        tokens=float(row["tokens"]),
+        device=require_device(row["gpu"]),
+        num_gpus=int(row["num_gpus"]) if row["num_gpus"] else None,
+        active_params=float(row["active_params"]),
+        year=int(year) + (int(month) - 1) / 12,
+    )
+    return PublishedRun(row["family"], row["model"], facts, float(row["gpu_hours"]), row["source"])
+
+
+def _root_mean_square(values: list[float]) -> float:
+    return math.sqrt(sum(value * value for value in values) / len(values))
