@@ -70,7 +70,7 @@ def architecture_of_config(values: Any, source: str) -> tuple[Architecture, tupl
     notes = []
     if known is None:
         notes.append(
-            f"model_type = {model_type!r} is not known: counted as a Llama (RMSNorm, gated MLP, no biases) of these sizes"
+            f"model_type = {model_type!r} is not known: counted as a Llama (RMSNorm, gated MLP, no biases)"
         )
     kind = known or PLAIN
     config = {**kind.defaults, **{field: value for field, value in config.items() if value is not None}}

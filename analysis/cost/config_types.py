@@ -1,7 +1,7 @@
 """What a `model_type` of Hugging Face's transformers means beyond the sizes in its config.json.
 
-One row a family: which norms, biases and gates it has, which of its flags switch them, and the values that its files may
-leave out. Held against the parameter counts of transformers itself by tests/analysis/cost/test_config_json.py.
+One row a family: which norms, biases and gates it has, which of its flags switch them, and the values that its files
+may leave out. Held against the parameter counts of transformers itself by tests/analysis/cost/test_config_json.py.
 """
 
 from collections.abc import Callable, Mapping

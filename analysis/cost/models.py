@@ -1,4 +1,4 @@
-"""Well-known open models by name: those of models.yaml and those of scaling/presets.py under one lookup."""
+"""Well-known open models by name: those of models.yaml, models_moe.yaml and scaling/presets.py under one lookup."""
 
 import difflib
 import re
@@ -12,14 +12,16 @@ import yaml
 from analysis.cost.architecture import Architecture, architecture_of
 from scaling.errors import UserError
 
-_TABLE = Path(__file__).with_name("models.yaml")
+_TABLES = ("models.yaml", "models_moe.yaml")
+_NAMES = "model_names.yaml"
 #: libyaml reads the table ten times faster; it is not in every build of PyYAML, and both are safe.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 #: Words of a checkpoint's name that say nothing about its geometry.
 _REST = {
     "meta", "instruct", "chat", "base", "it", "pt", "hf", "preview", "thinking", "bf16", "fp8", "moe", "dense", "model",
-    "davinci", "stage1", "4k", "8k", "128k", "v0.1", "v0.2", "1124", "0325", "0924", "2407", "2411", "2501", "2507", "0528", "0905",
+    "davinci", "stage1", "4k", "8k", "128k", "v0.1", "v0.2", "0324", "0325", "0528", "0905", "0924", "1124", "2407",
+    "2411", "2501", "2507",
 }  # fmt: skip
 
 
@@ -48,22 +50,29 @@ def find_model(name: str) -> Architecture:
     """
     cut = re.fullmatch(r"(.+?)[-_ ][Ll]([1-9]\d*)", name.strip())
     stem = cut[1] if cut else name
-    table = yaml.load(_TABLE.read_text(encoding="utf-8"), _LOADER)
-    rows = {model: (family, row) for family in table["families"] for model, row in family["models"].items()}
-    found = _match(stem, {**{model: model for model in rows}, **table["aliases"]})
+    rows, names = _rows(), _read(_NAMES)
+    found = _match(stem, {**{model: model for model in rows}, **names["aliases"]})
     if found in rows:
         arch = _known(found, *rows[found]).architecture
     else:
         arch = _preset(found or stem)
         if arch is None:
-            raise UserError(_refusal(name, stem, [*rows, *table["aliases"]], table["not_expressible"]))
+            raise UserError(_refusal(name, stem, [*rows, *names["aliases"]], names["not_expressible"]))
     return _truncated(arch, int(cut[2])) if cut else arch
 
 
 def known_models() -> dict[str, KnownModel]:
-    """The models of models.yaml by name, with what was published about them; scaling/presets.py has its own."""
-    table = yaml.load(_TABLE.read_text(encoding="utf-8"), _LOADER)
-    return {name: _known(name, family, row) for family in table["families"] for name, row in family["models"].items()}
+    """The models of the two tables by name, with what was published about them; scaling/presets.py has its own."""
+    return {name: _known(name, family, row) for name, (family, row) in _rows().items()}
+
+
+def _rows() -> dict[str, tuple[dict[str, Any], list[Any]]]:
+    families = [family for table in _TABLES for family in _read(table)]
+    return {name: (family, row) for family in families for name, row in family["models"].items()}
+
+
+def _read(table: str) -> Any:
+    return yaml.load(Path(__file__).with_name(table).read_text(encoding="utf-8"), _LOADER)
 
 
 def _known(name: str, family: dict[str, Any], row: list[Any]) -> KnownModel:
@@ -93,9 +102,9 @@ def _match(name: str, names: dict[str, str]) -> str | None:
 
 
 def _key(name: str, skipped: Collection[str]) -> str:
-    """Letters and digits of a name, lower case, without its organisation: `meta-llama/Llama-3-70B` is `llama370b`."""
+    """Letters, digits and points (1.3B is not 13B) in lower case: of `meta-llama/Llama-3.1-70B`, `llama3.170b`."""
     words = re.findall(r"[a-z0-9.]+", name.lower().rsplit("/", 1)[-1])
-    return "".join(word for word in words if word not in skipped).replace(".", "")
+    return "".join(word for word in words if word not in skipped)
 
 
 def _truncated(arch: Architecture, num_layers: int) -> Architecture:
