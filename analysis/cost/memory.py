@@ -6,8 +6,8 @@ that torch's allocator has taken from the device (`max_memory_reserved`), and th
 
 Of N parameters on a rank, R ranks share what is sharded (Rajbhandari et al. 2020, arXiv:1910.02054, section 5):
 
-    weights, gradients, main weights, optimizer   bytes by stack (analysis/cost/memory_stacks.py); zero1 divides the last
-                                                  two by R, zero2 gradients too, zero3 weights too
+    weights, gradients, main weights, optimizer   bytes by stack (analysis/cost/memory_stacks.py); zero1 divides the
+                                                  last two by R, zero2 gradients too, zero3 weights too
     activations    scaling/activations.py, by layer and micro-batch in flight; layers' inputs under full recomputation
     transient      the larger of: the logits and the loss; one layer's backward pass, recomputed where it has to be
     communication  zero3: units gathered, one ahead, and a gradient being reduced; all units of a stage in a pipeline,
@@ -28,11 +28,11 @@ from scaling.activations import LayerSizes, layer_tensors, micro_batches_in_flig
 Metric = Literal["allocated", "reserved", "device"]
 
 _MIB = 2**20
-#: cuBLAS's workspace, as NVIDIA recommends for Hopper and later (cuBLAS documentation, cublasSetWorkspace; 4 MiB before).
+#: cuBLAS's workspace, as NVIDIA recommends it for Hopper (cuBLAS documentation, cublasSetWorkspace; 4 MiB before).
 _CUBLAS = 32 * _MIB
-#: Reserved / allocated: median of 41 runs of Megatron-LM on B200 (1.03 to 1.09; MooreThreads/SimuMax, docs/b200, 2026-05).
+#: Reserved / allocated: median of 43 runs of Megatron-LM on B200 (1.03 to 1.09; MooreThreads/SimuMax, docs/b200, 2026).
 _RESERVED = 1.05
-#: CUDA's context with its kernels, and NCCL's buffers of one communicator (NCCL_BUFFSIZE of 4 MiB on 16 channels, twice).
+#: CUDA's context with its kernels; NCCL's buffers of one communicator: NCCL_BUFFSIZE of 4 MiB, 16 channels, 2 ways.
 _CONTEXT, _COMMUNICATOR = 600 * _MIB, 128 * _MIB
 #: Quantiles 5 % and 95 % of measured / estimated peaks. megatron: 0.99 to 1.01 on those B200 runs, widened to what
 #: the cached gradients of one Transformer Engine version make. megatron_2021: of 59 runs before BLOOM's
@@ -241,8 +241,8 @@ def _activations(setup: Setup, stack: StackMemory, held: _Held) -> float:
     sent = stack.keeps_sent and setup.pipeline_parallel_size > 1
     divided = setup.model.hidden_size / (setup.tensor_parallel_size if setup.sequence_parallel else 1)
     residual = setup.micro_batch_tokens * stack.kept.norm_input * divided
-    full = setup.recompute == "full"
-    kept = sum(count * (residual if full else block.kept) for block, count in held.blocks)
+    share = setup.recompute_share if setup.recompute == "full" else 0.0
+    kept = sum(count * (share * residual + (1 - share) * block.kept) for block, count in held.blocks)
     return held.in_flight * (kept + sent * residual) + (2 * residual if held.last else 0.0)
 
 

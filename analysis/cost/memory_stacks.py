@@ -73,10 +73,10 @@ def stack_memory(setup: Setup) -> StackMemory:
         expert_output=0.0 if megatron else element,
     )
     if not setup.flash_attention:
-        # softmax, dropout's mask, dropped-out softmax (Korthikanti et al. 2022, eq. 2); autograd: fp32 softmax, its copy
+        # softmax, dropout's mask, what it leaves (Korthikanti et al. 2022, eq. 2); autograd: fp32 softmax, its copy
         kept = replace(kept, scores=5.0 if megatron else 4.0 + element)
     if setup.stack == "fsdp_compiled":
-        gathered = element if setup.tensor_parallel_size > 1 else 0.0  # what came from other ranks is not asked for again
+        gathered = element if setup.tensor_parallel_size > 1 else 0.0  # ranks are not asked again for what they sent
         kept = replace(kept, norm_output=gathered, product=0.0)
     if setup.stack == "megatron_2021":
         kept = replace(kept, masks=1.0)

@@ -19,7 +19,9 @@ def llama(layers: int, hidden: int, heads: int, inner: int, vocab: int = 128256,
     return Architecture("llama", layers, hidden, heads, groups, hidden // heads, inner, vocab)
 
 
-def deepseek(hidden: int, inner: int, vocab: int, experts: int, topk: int, expert_inner: int, shared: int) -> Architecture:
+def deepseek(
+    hidden: int, inner: int, vocab: int, experts: int, topk: int, expert_inner: int, shared: int
+) -> Architecture:
     """DeepSeek-V2's (arXiv:2405.04434) or V3's (arXiv:2412.19437) first layers: one dense, three with experts."""
     return Architecture(
         "deepseek", 4, hidden, 128, 128, 128, inner, vocab,
@@ -94,7 +96,7 @@ def bloom_setup(layers: int, hidden: int, sizes: tuple[int, int], micro_batch_si
         gated=False, tie_word_embeddings=True, normalization="layernorm", add_bias_linear=True,
     )  # fmt: skip
     return Setup(
-        model, A100, 384, 2048, global_batch_size=2048, micro_batch_size=micro_batch_size, tensor_parallel_size=sizes[0],
-        pipeline_parallel_size=sizes[1], sequence_parallel=False, recompute="full", precision="fp16",
-        flash_attention=False, stack="megatron_2021",
+        model, A100, 384, 2048, global_batch_size=2048, micro_batch_size=micro_batch_size,
+        tensor_parallel_size=sizes[0], pipeline_parallel_size=sizes[1], sequence_parallel=False, recompute="full",
+        precision="fp16", flash_attention=False, stack="megatron_2021",
     )  # fmt: skip
