@@ -16,7 +16,7 @@ from typing import Any
 from analysis import figure_style, formatting
 from analysis.plots import Curves, draw_figures
 from analysis.report import plan as plan_section
-from analysis.report import tables, text
+from analysis.report import held_out, tables, text
 from analysis.report.captions import captions
 from analysis.runs import Rows, tidy_records
 from scaling.errors import UserError
@@ -113,6 +113,7 @@ def render_report(
         "exponent_table": tables.exponent_table(law),
         "law": law or {},
         "parameter_table": tables.parameter_table(law),
+        "held_out_table": held_out.held_out_table(law, rows),
         "results_table": tables.results_table(rows),
         "excluded_table": tables.excluded_table(law, rows),
         "conventions_table": text.conventions_table(rows, law, machine, versions),
