@@ -103,14 +103,15 @@ def loss_findings(fit: Fit, table: Table) -> list[Finding]:
     if gap < max(_LOSS_GAP, _LOSS_GAP_SPREADS * spread):
         return []
     ratio = float(np.exp(np.median(off[high]) - np.median(off[~high])))
+    counts = [int((~high).sum()), int(high.sum())]
     bits = " (1.44 is nats to bits)" if abs(ratio / _NATS_TO_BITS - 1) < 0.05 else ""
     return [
         Finding(
             Code.MIXED_CONVENTIONS,
-            f"{high.sum()} runs have {ratio:.3g} times the loss of the other {(~high).sum()} at the same size and "
+            f"{counts[1]} runs have {ratio:.3g} times the loss of the other {counts[0]} at the same size and "
             f"data{bits}: two units, tokenizers or validation sets",
             "give every loss in one unit on one set, or fit the runs of one kind at a time",
-            {"column": table.columns.get("loss", "loss"), "ratio": ratio, "n_runs": [int((~high).sum()), int(high.sum())]},
+            {"column": table.columns.get("loss", "loss"), "ratio": ratio, "n_runs": counts},
         )
     ]
 

@@ -88,14 +88,18 @@ def with_budgets(table: Table, groups: list[tuple[float, np.ndarray]]) -> Table:
     return replace(table, values={**table.values, "flops_budget": column}).take(~np.isnan(column))
 
 
+def flops_ratio(table: Table) -> float:
+    """6ND per FLOP as the table counts them, of the runs with the most compute: nearest to what comes next."""
+    last = table.flops >= 0.5 * table.flops.max()
+    return float(np.median(6.0 * table.params[last] * table.tokens[last] / table.flops[last]))
+
+
 def _fitted(form: type[Surface], table: Table, estimator: Estimator) -> FittedSurface:
     weights = table.values.get("weight")
     if weights is not None:
         weights = weights / weights.mean()
     law = fit_law((table.params, table.tokens), table.loss, replace(estimator, form=form), weights).law
-    last = table.flops >= 0.5 * table.flops.max()  # conventions agree best with those of the next budget
-    ratio = np.median(6.0 * table.params[last] * table.tokens[last] / table.flops[last])
-    return FittedSurface(law, float(ratio))
+    return FittedSurface(law, flops_ratio(table))
 
 
 def _gamma_near(table: Table, estimator: Estimator) -> Forecast:

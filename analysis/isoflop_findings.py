@@ -85,8 +85,8 @@ def _off_centre(budgets: list[Budget]) -> list[Finding]:
         low, high = np.log(budget.params_range)
         share = float((np.log(budget.params_opt) - (low + high) / 2) / ((high - low) / 2))
         if abs(share) > _OFF_CENTRE:
-            middle = float(np.exp((low + high) / 2))
-            off.append({"flops": budget.flops, "params_opt": budget.params_opt, "params_middle": middle, "share": share})
+            sizes = {"params_opt": budget.params_opt, "params_middle": float(np.exp((low + high) / 2))}
+            off.append({"flops": budget.flops, **sizes, "share": share})
     if not off:
         return []
     larger = sum(item["share"] < 0 for item in off)

@@ -6,6 +6,7 @@ from typing import Any
 from analysis.formatting import is_number, percent
 
 QUANTITIES = ("params", "tokens", "loss")
+_PARTS = ("value", "low", "high")
 
 
 def isoflop_budgets(law: dict | None) -> list[dict]:
@@ -31,11 +32,52 @@ def optimum_at(law: dict | None, flops: float) -> dict | None:
     right = next((index for index, point in enumerate(points) if point["flops"] >= flops), len(points) - 1)
     before, after = points[max(0, right - 1)], points[max(1, right)]
     share = math.log(flops / before["flops"]) / math.log(after["flops"] / before["flops"])
-    at: dict[str, Any] = {"flops": flops}
-    for name in QUANTITIES:
-        ends = [(before[name].get(part), after[name].get(part)) for part in ("value", "low", "high")]
-        at[name] = dict(zip(("value", "low", "high"), (_between(*end, share) for end in ends)))
+
+    def between(first: dict, second: dict) -> dict[str, Any]:
+        return {
+            name: {part: _between(first[name].get(part), second[name].get(part), share) for part in _PARTS}
+            for name in QUANTITIES
+        }
+
+    at = {"flops": flops, **between(before, after)}
+    if before.get("average") and after.get("average"):
+        at["average"] = between(before["average"], after["average"])
     return at
+
+
+def answered(point: dict) -> dict:
+    """What to act on at one point of the optimum: the average over forms where there is one, else the surface."""
+    return {**point, **point["average"]} if point.get("average") else point
+
+
+def form_errors(law: dict | None) -> list[dict]:
+    """The backtest table by form, best loss first: what each got wrong at the next budget, over all left out in turn.
+
+    Keys: form; n; log_params_error, loss_error: root mean squares (None where nothing was measured);
+    params_weight, loss_weight: of the average, None without one.
+    """
+    forms: dict[str, list[dict]] = {}
+    for score in (law or {}).get("forms") or []:
+        if score["steps"] == 1:
+            forms.setdefault(score["form"], []).append(score)
+    choice = (law or {}).get("choice") or {}
+    rows = [
+        {
+            "form": form,
+            "n": len(scores),
+            "log_params_error": _root_mean_square(score["log_params_error"] for score in scores),
+            "loss_error": _root_mean_square(score["loss_error"] for score in scores),
+            "params_weight": (choice.get("params_weights") or {}).get(form),
+            "loss_weight": (choice.get("loss_weights") or {}).get(form),
+        }
+        for form, scores in forms.items()
+    ]
+    return sorted(rows, key=lambda row: (row["loss_error"] is None, row["loss_error"]))
+
+
+def _root_mean_square(values: Any) -> float | None:
+    squares = [value**2 for value in values if is_number(value)]
+    return math.sqrt(sum(squares) / len(squares)) if squares else None
 
 
 def _between(first: float | None, second: float | None, share: float) -> float | None:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from analysis.backtest import Score, backtest, loss_errors
-from analysis.choice import DEPTH, Choice, average_scores, size_resolution
-from analysis.estimator import Estimator, refit
+from analysis.choice import DEPTH, average_scores, size_resolution
 from analysis.convention_findings import convention_findings, loss_findings
+from analysis.estimator import refit
 from analysis.findings import Finding
 from analysis.fit_findings import (
     backtest_findings,
@@ -29,11 +29,12 @@ from analysis.fitting import (
     weighted_table,
 )
 from analysis.forecasts import budgets_of
-from analysis.identifiability import identifiability_findings
 from analysis.held_out import held_out_runs
+from analysis.identifiability import identifiability_findings
 from analysis.isoflop import fit_budget, group_budgets, regress
 from analysis.isoflop_findings import agreement_findings, budget_findings
 from analysis.laws import Law, Surface
+from analysis.predictions import add_averages, optimum_rows, predict_average, predict_surface
 from analysis.table import Table
 from analysis.table_findings import table_findings
 from analysis.uncertainty import Bootstrap, clusters, default_scheme, draw, isoflop_intervals
@@ -117,11 +118,13 @@ def analyse(
         about = {
             "exponents": {"a": fit.law.a, "b": fit.law.b},
             "isoflop": isoflop,
-            "optimum": _optimum(fit.law, laws, covered, compute.max(), bootstrap),
-            "predictions": _optimum(fit.law, laws, np.asarray(at_flops, np.float64), compute.max(), bootstrap),
+            "optimum": optimum_rows(fit.law, laws, covered, compute.max(), bootstrap),
         }
         if choice is not None and choice.forecasts:
-            about["predictions"] = [_prediction(choice, flops, level) for flops in at_flops]
+            add_averages(about["optimum"], choice, runs, level)
+            about["predictions"] = predict_average(choice, at_flops, runs, level)
+        else:
+            about["predictions"] = predict_surface(fit.law, laws, at_flops, runs, scores, bootstrap)
     return plain(
         {
             "form": fit.law.form,
@@ -211,38 +214,6 @@ def _isoflop(
         "intervals": {"method": bootstrap.method, "a": intervals.a, "b": intervals.b},
     }
     return section, findings + agreement_findings(surface_a, intervals.a)
-
-
-def _optimum(
-    law: Surface, laws: Surface, flops: np.ndarray, largest: float, bootstrap: Bootstrap
-) -> list[dict[str, Any]]:
-    """N*(C), D*(C), L*(C) of the surface with their bands, at C = 6ND [m]; `largest` is the most compute measured."""
-    columns = {}
-    # Each field of `laws` is [R]; against compute [m, 1] the samples come out [m, R].
-    points, samples = law.optimum(flops), laws.optimum(flops[:, None])
-    for name, value, drawn in zip(points._fields, points, samples, strict=True):
-        columns[name] = (value, *bootstrap.band(drawn.T))
-    return [
-        {
-            "flops": flops[i],
-            "decades_beyond_data": max(0.0, math.log10(flops[i] / largest)),
-            **{name: {"value": v[i], "low": low[i], "high": high[i]} for name, (v, low, high) in columns.items()},
-        }
-        for i in range(len(flops))
-    ]
-
-
-def _prediction(choice: Choice, flops: float, level: float) -> dict[str, Any]:
-    """The average of all forms at `flops`, in the shape of `_optimum`."""
-    found = choice.predict(flops, level)
-    return {
-        "flops": flops,
-        "decades_beyond_data": max(0.0, math.log10(flops / choice.largest_flops)),
-        **{
-            name: {"value": value, "low": getattr(found, name)[0], "high": getattr(found, name)[1]}
-            for name, value in found.value._asdict().items()
-        },
-    }
 
 
 def _forms(runs: Table, scores: Sequence[Score], level: float) -> list[dict[str, Any]]:

@@ -34,8 +34,8 @@ def _excluded(table: Table) -> list[Finding]:
         found.append(
             Finding(
                 Code.UNFINISHED_SCHEDULE,
-                f"{len(unfinished)} run(s) whose learning-rate schedule did not run to the end are left out of the fit, "
-                f"first {unfinished[0]['run_id']}: their loss is not that of a run planned for their tokens",
+                f"{len(unfinished)} run(s) whose learning-rate schedule did not run to the end are left out of the "
+                f"fit, first {unfinished[0]['run_id']}: their loss is not that of a run planned for their tokens",
                 "train them to the end of the schedule, or plan shorter schedules",
                 _runs(unfinished),
             )
@@ -75,7 +75,7 @@ def _checkpoints(table: Table) -> list[Finding]:
             f"{len(early)} of {len(table)} rows are checkpoints of {len(owners)} run(s) that went on to more tokens "
             f"(column {column!r}): before the end of a decaying schedule the loss is too high, and rows of one run "
             "share its noise",
-            f"keep the last row of each run; or, under a constant learning rate, resample whole runs with group={column}",
+            f"keep the last row of each run; or, under a constant rate, resample whole runs with group={column}",
             {"n_rows": len(early), "n_runs": len(owners), "column": column},
         )
     ]

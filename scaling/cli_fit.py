@@ -36,7 +36,8 @@ def fit(
     bootstrap: Annotated[int, typer.Option(help="Resamples that the intervals are read from.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the resampling.")] = 0,
     at_flops: Annotated[
-        Optional[list[float]], typer.Option(metavar="C", help="Predict N*, D*, L* at this compute; may be repeated.")
+        Optional[list[float]],
+        typer.Option(metavar="C", help="Predict N*, D*, L* at this compute, counted as your table does; repeatable."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -80,7 +81,7 @@ def _held(items: list[str]) -> dict[str, float]:
 
 def _show(law: dict[str, Any]) -> None:
     from analysis.formatting import interval, significant
-    from sweeps.display import show_findings, show_law
+    from sweeps.display import show_findings, show_forms, show_law, show_predictions
 
     screen = console(False)
     if law["exponents"]:
@@ -91,12 +92,5 @@ def _show(law: dict[str, Any]) -> None:
             low_to_high = interval(law["intervals"][name], lambda bound: significant(bound, 4))
             screen.print(f"  {name} = {significant(number, 4)} ({low_to_high})")
         show_findings(screen, law["warnings"])
-    if law["choice"]:
-        screen.print(law["choice"]["reason"], soft_wrap=True)
-    for point in law["predictions"]:
-        values = (
-            f"{name} {significant(point[name]['value'], 4)} "
-            f"({interval([point[name]['low'], point[name]['high']], lambda bound: significant(bound, 4))})"
-            for name in ("params", "tokens", "loss")
-        )
-        screen.print(f"at {point['flops']:.3g} FLOPs: {', '.join(values)}", soft_wrap=True)
+    show_forms(screen, law)
+    show_predictions(screen, law)

@@ -12,8 +12,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from analysis.formatting import count, dollars, duration, fixed, significant
+from analysis.formatting import count, dollars, duration, fixed, percent, significant
 from analysis.formatting import interval as bounds
+from analysis.law_json import form_errors
 from sweeps.ladder import settings
 from sweeps.plan import Plan
 from sweeps.status import CellStatus, SweepStatus
@@ -235,7 +236,8 @@ def show_law(console: Console, law: dict[str, Any]) -> None:
         return f"{significant(number, 4)} ({bounds(interval, lambda bound: significant(bound, 4))})"
 
     intervals = law["intervals"]
-    console.print(f"L(N, D) = {law['form']}   N: params with embeddings, D: tokens, L: nats per token", soft_wrap=True)
+    means = law["conventions"]
+    console.print(f"L(N, D) = {law['form']}   N: {means['params']}; D: tokens; L: {means['loss']}", soft_wrap=True)
     for name, number in law["parameters"].items():
         console.print(f"  {name:<5} = {value(number, intervals.get(name))}")
     console.print(
@@ -261,6 +263,46 @@ def show_law(console: Console, law: dict[str, Any]) -> None:
             soft_wrap=True,
         )
     show_findings(console, law["warnings"])
+
+
+def show_forms(console: Console, law: dict[str, Any]) -> None:
+    """The backtest: what every form got wrong at budgets left out, and which was chosen; nothing without one."""
+    rows, chosen = form_errors(law), law["choice"]
+    if rows:
+        weighed = any(row["loss_weight"] is not None for row in rows) and law["optimum"][0].get("average")
+        console.print("what each form predicted for the next budget, the largest left out in turn", soft_wrap=True)
+        table = _table(
+            None,
+            ["form"],
+            ["budgets", "error of N*", "error of loss", *(["weight in N*", "in loss"] if weighed else [])],
+        )
+        for row in rows:
+            shares = (row["params_weight"], row["loss_weight"]) if weighed else ()
+            errors = (row["log_params_error"], row["loss_error"])
+            table.add_row(row["form"], str(row["n"]), *map(percent, errors), *map(_share, shares))
+        console.print(table)
+    if chosen:
+        console.print(f"chosen surface: {chosen['surface']}. {chosen['reason']}", soft_wrap=True)
+
+
+def _share(weight: float | None) -> str:
+    return "" if weight is None else f"{weight:.0%}"
+
+
+def show_predictions(console: Console, law: dict[str, Any]) -> None:
+    """N*, D*, L* at each compute that was asked for, with intervals, and what these hold."""
+    for point in law["predictions"]:
+        wide = point.get("with_form_error")
+        parts = []
+        for name, show in (("params", count), ("tokens", count), ("loss", lambda value: fixed(value, 4))):
+            ends = bounds([point[name]["low"], point[name]["high"]], show)
+            more = f"; {bounds(wide[name], show)}" if wide else ""
+            parts.append(f"{name} {show(point[name]['value'])} ({ends}{more})")
+        console.print(f"at {point['flops']:.3g} FLOPs, {point['of']}: {', '.join(parts)}", soft_wrap=True)
+    if law["predictions"]:
+        first, level = law["predictions"][0], law["intervals"]["level"]
+        second = "; then with the error of the form, by its backtest" if "with_form_error" in first else ""
+        console.print(f"in brackets {level:.0%} intervals: {first['interval']}{second}", soft_wrap=True)
 
 
 def show_findings(console: Console, findings: list[dict[str, Any]]) -> None:

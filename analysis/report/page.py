@@ -16,7 +16,7 @@ from typing import Any
 from analysis import figure_style, formatting
 from analysis.plots import Curves, draw_figures
 from analysis.report import plan as plan_section
-from analysis.report import held_out, tables, text
+from analysis.report import forms, held_out, tables, text
 from analysis.report.captions import captions
 from analysis.runs import Rows, tidy_records
 from scaling.errors import UserError
@@ -30,6 +30,7 @@ SECTIONS = {
     "isoflop": ("IsoFLOP curves", ("isoflop",)),
     "optimum": ("N* and D*", ("optimal-params",)),
     "fit": ("Fit", ("parameter_table",)),
+    "forms": ("Forms", ("forms_table", "predictions_table")),
     "training": ("Training", ("training",)),
     "results": ("All runs", ("results_table",)),
     "conventions": ("Conventions", ("written_at",)),
@@ -113,6 +114,9 @@ def render_report(
         "exponent_table": tables.exponent_table(law),
         "law": law or {},
         "parameter_table": tables.parameter_table(law),
+        "forms_table": forms.forms_table(law),
+        "choice_text": forms.choice_text(law),
+        "predictions_table": forms.predictions_table(law),
         "held_out_table": held_out.held_out_table(law, rows),
         "results_table": tables.results_table(rows),
         "excluded_table": tables.excluded_table(law, rows),

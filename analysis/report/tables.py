@@ -7,7 +7,14 @@ from typing import Any
 
 from analysis import formatting, published
 from analysis.formatting import DASH, is_number
-from analysis.law_json import interval_level, isoflop_budgets, optimum_at, optimum_points, tokens_per_parameter
+from analysis.law_json import (
+    answered,
+    interval_level,
+    isoflop_budgets,
+    optimum_at,
+    optimum_points,
+    tokens_per_parameter,
+)
 from analysis.runs import Rows, by_budget, compute_of, finished_runs
 
 ALLOCATION_ROWS = 8
@@ -72,7 +79,8 @@ def allocation_table(law: dict | None, rows: Rows) -> Table | None:
     further = [factor * budgets[-1] for factor in BEYOND if budgets] if trained else []
     points = [optimum_at(law, flops) for flops in _spread(budgets, ALLOCATION_ROWS) + further]
     body = []
-    for point in filter(None, points):
+    averaged = any("average" in point for point in known)
+    for point in map(answered, filter(None, points)):
         cells = [number(point["flops"], formatting.power)]
         for value, show in (
             (point["params"], formatting.count),
@@ -90,7 +98,8 @@ def allocation_table(law: dict | None, rows: Rows) -> Table | None:
         ("L*", "nats per token"),
     ):
         columns += [Column(name, unit), Column("", interval_level(law), text=True)]
-    caption = "The best split of each compute budget by the fitted surface; parameters count embeddings."
+    source = "the average over forms, with model-form error" if averaged else "the fitted surface"
+    caption = f"The best split of each compute budget by {source}; parameters count embeddings."
     if any(row.kind for row in body):
         caption += " Rows in italics lie beyond the largest run."
     return Table("What to train at each compute budget", caption, columns, body) if body else None

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from analysis import formatting
 from analysis.formatting import DASH, is_number
-from analysis.law_json import interval_level, optimum_at, optimum_points, tokens_per_parameter
+from analysis.law_json import answered, interval_level, optimum_at, optimum_points, tokens_per_parameter
 from analysis.report.tables import Table, facts_table
 from analysis.runs import Rows, budget_of, by_budget, compute_of, finished_runs
 
@@ -26,7 +26,7 @@ def answer(rows: Rows, law: dict | None) -> dict[str, str] | None:
         return None
     trained = [compute_of(row) for row in finished_runs(rows)]
     budgets = [budget_of(row) or compute_of(row) for row in finished_runs(rows)]
-    point = optimum_at(law, max(budgets, default=math.inf)) or points[-1]
+    point = answered(optimum_at(law, max(budgets, default=math.inf)) or points[-1])
     params, tokens, loss = (point[name] for name in ("params", "tokens", "loss"))
     ratio = tokens_per_parameter(point)
     sizes = f"{_range(params, formatting.count)} parameters, {_range(tokens, formatting.count)} tokens"
@@ -35,6 +35,8 @@ def answer(rows: Rows, law: dict | None) -> dict[str, str] | None:
         f"That is {_two(ratio['value'])} tokens per parameter ({_range(ratio, _two)}).",
         "Parameters count embeddings; FLOPs are 6ND; the loss is that of the held-out text at the end of the schedule.",
     ]
+    if "average" in point:
+        detail.append("Sizes and loss are the average over forms, and the intervals hold what a form gets wrong.")
     if trained:
         span = f"{formatting.power(min(trained))} to {formatting.power(max(trained))}"
         detail.append(f"The runs behind it span {span} FLOPs.")
@@ -70,7 +72,7 @@ def tiles(law: dict | None) -> list[dict[str, str]]:
         detail = f"{interval} ({interval_level(law)}); IsoFLOP minima {formatting.fixed(minima.get(key))}"
         value = formatting.fixed(exponents.get(key))
         result.append({"label": f"{name} grows as C to the power", "value": value, "detail": detail})
-    last = points[-1]
+    last = answered(points[-1])
     params, tokens = formatting.count(last["params"]["value"], 2), formatting.count(last["tokens"]["value"], 2)
     sizes, loss = (
         _range(last["params"], lambda value: formatting.count(value, 2)),

@@ -8,6 +8,7 @@ import simulated_sweep
 from analysis import formatting
 from analysis.laws import Law
 from analysis.report import write_report
+from analysis.study import analyse
 from scaling.errors import UserError
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -248,3 +249,14 @@ def test_a_path_under_a_file_is_the_users_mistake(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         write_report(tmp_path / "file" / "report.html", records=[], law=None)
+
+
+def test_forms_are_compared_and_the_average_is_the_answer(rows, law, tmp_path):
+    page = written(tmp_path, records=rows, law=law)
+    assert "Which form predicts best" in page.text and "approach2_recent" in page.text
+    assert "The form chinchilla was asked for" in page.text and "average over forms" not in page.text
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    chosen = analyse(columns, form="auto", resamples=20, at_flops=[1e13])
+    page = written(tmp_path, records=rows, law=chosen)
+    assert "Chosen surface: " in page.text and "are the average over forms" in page.text
+    assert "as its backtest shows it" in page.text and "the average over forms, with model-form error" in page.text

@@ -16,7 +16,8 @@ def test_the_law_carries_everything_a_report_needs():
     law = analyse(isoflop_study(noise=0.003), resamples=100)
     assert set(law) == {
         *("form", "n_points", "objective", "r_squared_log_loss", "parameters", "exponents", "intervals", "isoflop"),
-        *("method", "predictions", "forms", "choice", "optimum", "conventions", "warnings", "excluded", "diagnostics", "settings"),
+        *("method", "predictions", "forms", "choice", "optimum", "conventions", "warnings", "excluded", "diagnostics"),
+        *("settings", "held_out"),
     }
     assert set(law["parameters"]) == {"E", "A", "B", "alpha", "beta"}
     assert set(law["intervals"]) == {"level", "method", "resamples", "E", "A", "B", "alpha", "beta", "a", "b"}

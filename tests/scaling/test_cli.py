@@ -195,7 +195,7 @@ def test_fit_with_another_form_and_loss(run, tmp_path):
     assert code == 0 and law["parameters"]["gamma"] == pytest.approx(0.8, rel=1e-2)
     assert law["settings"]["loss"] == "log" and law["settings"]["seed"] == 3 and law["intervals"]["resamples"] == 20
     assert [point["flops"] for point in law["predictions"]] == [1e18, 1e19] and "squares" in law["method"]
-    assert "at 1e+18 FLOPs: params" in run("fit", "table.csv", *options)[1]
+    assert "at 1e+18 FLOPs, gamma: params" in run("fit", "table.csv", *options)[1]
     assert "gamma =" in run("fit", "table.csv", "--form", "compute", "--bootstrap", 20)[1]
 
 
