@@ -96,8 +96,8 @@ def test_mlperf_samples():
 
 
 def test_deepseek_v3_splits_as_its_authors_say():
-    # README_WEIGHTS.md of deepseek-ai/DeepSeek-V3: 671B, 0.9B each for embedding and output layer, 36.7B active (without
-    # the embedding); 11.5B in the layer of multi-token prediction, of which 2.4B active with both tables
+    # README_WEIGHTS.md of deepseek-ai/DeepSeek-V3: 671B, 0.9B each for embedding and output layer, 36.7B active
+    # (without the embedding); 11.5B in the layer of multi-token prediction beside both tables
     counted = parameters(find_model("deepseek-v3"))
     assert counted.total == 671_026_419_200
     assert counted.embedding / 2 == pytest.approx(0.9e9, rel=0.05)

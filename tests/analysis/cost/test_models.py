@@ -62,7 +62,7 @@ def test_every_name_finds_its_own_model():
 def test_a_model_cut_to_some_of_its_layers():
     cut = find_model("llama3_70b-L12")
     assert (cut.name, cut.num_layers, cut.hidden_size) == ("llama3-70b-L12", 12, 8192)
-    # 1 dense layer and 3 with experts, as SimuMax's benchmarks cut it (docs/b200), and nothing predicted beyond the next
+    # 1 dense layer and 3 with experts, as SimuMax's benchmarks cut it (docs/b200), without multi-token prediction
     cut = find_model("deepseekv3-L4")
     assert (cut.num_layers, cut.num_dense_layers, cut.mtp_num_layers) == (4, 1, 0)
     assert find_model("gpt-oss-20b-L6").num_windowed_layers == 3
