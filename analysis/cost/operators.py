@@ -59,9 +59,8 @@ class Rates:
         self.reach: Sustained = sustained(setup.device)
         late = 1.0 if setup.device.name.startswith(("A", "V", "T")) else constants.late_device_share
         share = constants.matmul_efficiency * late
-        rate = {"fp8": self.reach.fp8, "mxfp8": self.reach.fp8, "nvfp4": self.reach.fp4}.get(
-            setup.precision, self.reach.bf16
-        )
+        rate = {"fp8": self.reach.fp8, "mxfp8": self.reach.fp8, "nvfp4": self.reach.fp4}.get(setup.precision)
+        rate = self.reach.bf16 if rate is None else max(self.reach.bf16, rate * constants.low_precision)
         if setup.precision == "fp32":
             rate *= setup.device.peak_flops.get("fp32", setup.device.bf16_flops / 2) / setup.device.bf16_flops
         self.linear = rate * share
@@ -180,7 +179,7 @@ def _elementwise_bytes(setup: Setup, constants: Constants, moe: bool) -> float:
     values = constants.residual_values * model.hidden_size / divided
     values += (3 if model.gated else 2) * inner / tensor + 2.0 * heads * model.qk_channels / tensor
     if moe:  # tokens are sorted by expert and back
-        values += 4.0 * model.moe_router_topk * model.hidden_size / tensor
+        values += constants.routed_values * model.moe_router_topk * model.hidden_size / tensor
     return _BYTES * setup.micro_batch_tokens * values
 
 

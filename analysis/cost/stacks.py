@@ -46,6 +46,7 @@ class Constants:
 
     matmul_efficiency: float
     late_device_share: float
+    low_precision: float
     wave_loss: float
     half_depth: float
     attention_efficiency: float
@@ -57,6 +58,7 @@ class Constants:
     network_latency: float
     kernel_seconds: float
     residual_values: float
+    routed_values: float
     elementwise: float
     score_bytes: float
     host_layer_seconds: float

@@ -1,0 +1,171 @@
+"""Constants refitted to a user's own runs: maximum a posteriori around the shipped ones, with the interval that is left.
+
+A handful of constants decides how a stack differs from its class. Their logarithms (log-odds, for overlaps) have normal
+priors around the shipped values; ln(step time) has normal noise of the stack's `within`, softened against outliers. One
+run moves them sensibly, five decide what matters, and what they do not tell stays as shipped.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from analysis.cost.interval import Interval, log_normal
+from analysis.cost.setup import Setup, Stack
+from analysis.cost.stacks import Constants, constants_of, stack_names
+from analysis.cost.step import step_time
+from scaling.errors import UserError
+
+#: Prior standard deviations of the logarithms.
+PRIOR = {
+    "matmul_efficiency": 0.15,
+    "attention_efficiency": 0.25,
+    "elementwise": 0.4,
+    "network_efficiency": 0.3,
+    "bubble": 0.15,
+    "host_layer_seconds": 0.7,
+    "step_seconds": 0.7,
+}
+#: Prior standard deviation of the log-odds.
+ODDS_PRIOR = {"tensor_overlap": 1.0, "data_overlap": 1.0}
+#: Residuals above this root mean square are no longer noise: the stack does something the model does not know.
+BAD_FIT = 0.10
+#: How many runs the shipped noise counts as when the noise of these runs is estimated.
+_NOISE_RUNS = 4
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A stack's constants for one user's software and machines. ln(step time) errs by `spread` for a new run."""
+
+    stack: Stack
+    changes: dict[str, float]
+    spread: float
+    num_runs: int
+    #: Root mean square of ln(predicted / measured) over the runs, with the shipped constants and with these; and when
+    #: each run is predicted from the others (NaN with fewer than three).
+    before: float
+    after: float
+    left_out: float
+    source: str
+
+    @cached_property
+    def constants(self) -> Constants:
+        """The stack's constants with the fitted ones in place."""
+        return replace(constants_of(self.stack), **self.changes)
+
+    @property
+    def warning(self) -> str | None:
+        """One line when the fit is bad, else None."""
+        worst = max(self.after, 0.0 if math.isnan(self.left_out) else self.left_out)
+        if worst <= BAD_FIT:
+            return None
+        return (
+            f"the calibration is bad: after it, runs are still {100 * worst:.0f} % off (root mean square), so something "
+            "that the model does not know decides their speed; look for a slow network, data loading or a wrong layout "
+            "in the table before trusting an estimate"
+        )
+
+    def to_json(self) -> str:
+        """For a file that `from_file` reads."""
+        return json.dumps(asdict(self), indent=2, allow_nan=True) + "\n"
+
+    @classmethod
+    def from_file(cls, path: Path) -> "Calibration":
+        """Raises UserError when the file is not a calibration."""
+        try:
+            values: Any = json.loads(path.read_text(encoding="utf-8"))
+            found = cls(**values)
+            unknown = set(found.changes) - set(PRIOR) - set(ODDS_PRIOR)
+            if unknown or found.stack not in stack_names():
+                raise ValueError(f"unknown {', '.join(sorted(unknown)) or found.stack}")
+            return found
+        except (OSError, UnicodeDecodeError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"calibration = {path}: is not one ({error}): make it with `scaling cost calibrate TABLE --out {path}`"
+            ) from None
+
+
+def step_interval(setup: Setup, calibration: Calibration | None = None) -> Interval:
+    """Seconds of a step with their 90 % interval; a calibration applies to setups of its stack."""
+    if calibration is not None and calibration.stack == setup.stack:
+        return log_normal(step_time(setup, calibration.constants).total, calibration.spread)
+    constants = constants_of(setup.stack)
+    return log_normal(step_time(setup, constants).total, math.hypot(constants.between, constants.within))
+
+
+def calibrate(runs: Sequence[tuple[Setup, float]], source: str) -> Calibration:
+    """Fit a stack's constants to (setup, seconds of a step) of finished runs, all of one stack.
+
+    Raises UserError without runs and for several stacks.
+    """
+    if not runs:
+        raise UserError(f"{source}: no run has a step time and a setup that can be expressed: nothing to calibrate by")
+    stacks = sorted({setup.stack for setup, _ in runs})
+    if len(stacks) > 1:
+        raise UserError(f"{source}: runs of {len(stacks)} stacks ({', '.join(stacks)}): calibrate one at a time, --stack")
+    changes = _fit(runs)
+    shipped = constants_of(runs[0][0].stack)
+    residuals = _errors(runs, replace(shipped, **changes))
+    left_out = math.nan
+    if len(runs) > 2:
+        others = [[*runs[:index], *runs[index + 1 :]] for index in range(len(runs))]
+        left_out = _rms(
+            [_errors([run], replace(shipped, **_fit(rest)))[0] for run, rest in zip(runs, others, strict=True)]
+        )
+    noise = math.sqrt(
+        (_NOISE_RUNS * shipped.within**2 + sum(error**2 for error in residuals)) / (_NOISE_RUNS + len(runs))
+    )
+    between = shipped.between * noise / math.sqrt(noise**2 + len(runs) * shipped.between**2)
+    return Calibration(
+        stack=runs[0][0].stack,
+        changes=changes,
+        spread=math.hypot(noise, between),
+        num_runs=len(runs),
+        before=_rms(_errors(runs, shipped)),
+        after=_rms(residuals),
+        left_out=left_out,
+        source=source,
+    )
+
+
+def _fit(runs: Sequence[tuple[Setup, float]]) -> dict[str, float]:
+    import numpy as np
+    from scipy.optimize import least_squares
+
+    shipped = constants_of(runs[0][0].stack)
+    # An overlap of 0 has no log-odds: what a stack cannot do is not fitted.
+    odds = {name: width for name, width in ODDS_PRIOR.items() if 0 < getattr(shipped, name) < 1}
+    logs = {name: width for name, width in PRIOR.items() if getattr(shipped, name) > 0}
+    names = [*logs, *odds]
+    widths = [*logs.values(), *odds.values()]
+
+    def changes(shift: Any) -> dict[str, float]:
+        found = {}
+        for name, width, part in zip(names, widths, shift, strict=True):
+            value = getattr(shipped, name)
+            if name in odds:
+                found[name] = 1.0 / (1.0 + (1.0 / value - 1.0) * math.exp(-width * part))
+            else:
+                found[name] = value * math.exp(width * part)
+        return found
+
+    def residuals(shift: Any) -> Any:
+        errors = _errors(runs, replace(shipped, **changes(shift)))
+        return np.concatenate([np.array(errors) / shipped.within, shift])
+
+    fit = least_squares(residuals, np.zeros(len(names)), loss="soft_l1", diff_step=1e-4)
+    return {name: float(value) for name, value in changes(fit.x).items()}
+
+
+def _errors(runs: Sequence[tuple[Setup, float]], constants: Constants) -> list[float]:
+    """ln(predicted / measured) of each run."""
+    return [math.log(step_time(setup, constants).total / seconds) for setup, seconds in runs]
+
+
+def _rms(errors: Sequence[float]) -> float:
+    return math.sqrt(statistics.fmean(error**2 for error in errors))

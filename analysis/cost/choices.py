@@ -1,0 +1,86 @@
+"""What a user leaves open about a run, chosen as its authors would have: the fastest that fits."""
+
+from collections.abc import Collection
+from dataclasses import replace
+from itertools import product
+
+from analysis.cost.memory import memory
+from analysis.cost.setup import Setup
+from analysis.cost.step import step_time
+
+#: Part of the device's memory that a run may take; the rest is the allocator's and the driver's.
+_USABLE = 0.92
+_MICRO_BATCHES = (1, 2, 4, 8, 16)
+
+
+def complete(setup: Setup, open_fields: Collection[str]) -> tuple[Setup, tuple[str, ...]]:
+    """`setup` with its open fields chosen, and in words what was.
+
+    open_fields: of micro_batch_size, virtual_pipeline_parallel_size and recompute. Micro-batch and interleaving are
+    those with the shortest predicted step that fit; recomputation is of as few layers as fit. A setup that states no
+    recomputation and cannot fit without is taken to recompute everything, and says so.
+    """
+    best: tuple[float, Setup] | None = None
+    for micro_batch, chunks in product(_micro_batches(setup, open_fields), _chunks(setup, open_fields)):
+        trial = replace(
+            setup,
+            micro_batch_size=micro_batch,
+            virtual_pipeline_parallel_size=chunks,
+            pipeline_schedule="interleaved1f1b" if chunks > 1 else setup.pipeline_schedule,
+        )
+        trial = least_recompute(trial) if "recompute" in open_fields else _possible(trial)
+        if best is not None and "micro_batch_size" in open_fields and _share(trial) > 1.0:
+            continue
+        seconds = step_time(trial).total
+        if best is None or seconds < best[0]:
+            best = (seconds, trial)
+    assert best is not None  # both lists have an entry
+    return best[1], _words(setup, best[1], open_fields)
+
+
+def least_recompute(setup: Setup) -> Setup:
+    """`setup` with full recomputation of as few of its layers as make it fit; none where none is needed."""
+    free, full = replace(setup, recompute="none"), replace(setup, recompute="full", recompute_share=1.0)
+    usable = _USABLE * setup.device.memory_bytes
+    most, least = memory(free).reserved, memory(full).reserved
+    if most <= usable or most <= least:
+        return free
+    return replace(full, recompute_share=min(1.0, max(0.0, (most - usable) / (most - least))))
+
+
+def _possible(setup: Setup) -> Setup:
+    """A stated "no recomputation" that does not fit at the low end of its memory's interval is not what was run."""
+    if setup.recompute == "none" and memory(setup).interval("allocated")[0] > setup.device.memory_bytes:
+        return replace(setup, recompute="full")
+    return setup
+
+
+def _share(setup: Setup) -> float:
+    return memory(setup).reserved / (_USABLE * setup.device.memory_bytes)
+
+
+def _micro_batches(setup: Setup, open_fields: Collection[str]) -> list[int]:
+    if "micro_batch_size" not in open_fields:
+        return [setup.micro_batch_size]
+    sequences = max(1, setup.global_batch_size // setup.data_parallel_size)
+    return [size for size in _MICRO_BATCHES if sequences % size == 0]
+
+
+def _chunks(setup: Setup, open_fields: Collection[str]) -> list[int]:
+    if "virtual_pipeline_parallel_size" not in open_fields:
+        return [setup.virtual_pipeline_parallel_size]
+    each = setup.model.num_layers // setup.pipeline_parallel_size
+    return [size for size in range(1, min(each, 12) + 1) if each % size == 0]
+
+
+def _words(asked: Setup, chosen: Setup, open_fields: Collection[str]) -> tuple[str, ...]:
+    said = []
+    for name in ("micro_batch_size", "virtual_pipeline_parallel_size"):
+        if name in open_fields:
+            said.append(f"{name} = {getattr(chosen, name)}, the fastest that fits")
+    if "recompute" in open_fields:
+        share = "" if chosen.recompute != "full" else f" of {chosen.recompute_share:.0%} of the layers"
+        said.append(f"recompute = {chosen.recompute}{share}, the least that fits")
+    elif chosen.recompute != asked.recompute:
+        said.append("recompute = none is stated and cannot fit: taken as full")
+    return tuple(said)
