@@ -1,0 +1,154 @@
+"""Whether a setup can be run at all: sizes that divide what they must, precisions that the device has."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from analysis.cost.devices import Device
+from analysis.cost.setup import Precision, Setup
+from scaling.errors import UserError
+
+#: The peak of a device that says whether it can train in a precision; mxfp8 and nvfp4 came with Blackwell's fp4 units.
+_NEEDS: dict[Precision, str] = {"bf16": "bf16", "fp16": "fp16", "fp8": "fp8", "mxfp8": "fp4", "nvfp4": "fp4"}
+
+
+_SIZES = (
+    "num_gpus",
+    "seq_length",
+    "global_batch_size",
+    "micro_batch_size",
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "virtual_pipeline_parallel_size",
+    "context_parallel_size",
+    "expert_parallel_size",
+)
+
+
+def check_setup(setup: Setup) -> None:
+    """Raises UserError with the first thing that makes the setup impossible, and the nearest choice that is not."""
+    problem = next(_problems(setup), None)
+    if problem is not None:
+        raise UserError(problem)
+
+
+def is_possible(setup: Setup) -> bool:
+    """Whether nothing makes the setup impossible; memory is not looked at."""
+    return next(_problems(setup), None) is None
+
+
+def check_sizes(given: Mapping[str, Any]) -> None:
+    """Raises UserError for a size among the fields of a setup that is not 1 or more."""
+    problem = next(_size_problems(given), None)
+    if problem is not None:
+        raise UserError(problem)
+
+
+def precisions_of(device: Device) -> list[Precision]:
+    """Precisions that a device can train in; every one has fp32."""
+    return [
+        precision
+        for precision in ("bf16", "fp16", "fp8", "mxfp8", "nvfp4", "fp32")
+        if _NEEDS.get(precision, "") in device.peak_flops or precision == "fp32"
+    ]
+
+
+def nearest_multiples(value: int, unit: int) -> str:
+    """The multiples of `unit` around `value`, in words: "8 or 16"."""
+    below = value // unit * unit
+    return f"{below} or {below + unit}" if below else f"{unit}"
+
+
+def nearest_divisors(value: int, total: int) -> str:
+    """The divisors of `total` around `value`, in words."""
+    divisors = [size for size in range(1, total + 1) if total % size == 0]
+    below = [size for size in divisors if size < value][-1:]
+    above = [size for size in divisors if size > value][:1]
+    return " or ".join(map(str, below + above))
+
+
+def _problems(setup: Setup) -> Iterator[str]:
+    sizes = list(_size_problems(vars(setup)))
+    if sizes:
+        yield from sizes  # the checks below divide by them
+        return
+    yield from _precision_problems(setup)
+    yield from _model_problems(setup)
+    yield from _pipeline_problems(setup)
+    yield from _rank_problems(setup)
+
+
+def _size_problems(fields: Mapping[str, Any]) -> Iterator[str]:
+    for name in _SIZES:
+        if fields.get(name, 1) < 1:
+            yield f"{name} = {fields[name]}: must be 1 or more"
+
+
+def _precision_problems(setup: Setup) -> Iterator[str]:
+    allowed = precisions_of(setup.device)
+    if setup.precision not in allowed:
+        yield f"precision = {setup.precision}: {setup.device.name} has no such products: choose {', '.join(allowed)}"
+
+
+def _model_problems(setup: Setup) -> Iterator[str]:
+    """What the geometry of the model does not let one divide."""
+    model, tensor, context = setup.model, setup.tensor_parallel_size, setup.context_parallel_size
+    if model.num_attention_heads % tensor:
+        yield (
+            f"tensor_parallel_size = {tensor}: does not divide the {model.num_attention_heads} attention heads of "
+            f"{model.name}: choose {nearest_divisors(tensor, model.num_attention_heads)}"
+        )
+    # causal context ranks take a piece from each end of the sequence, so that all have as much to do
+    if context > 1 and setup.seq_length % (2 * context):
+        yield (
+            f"seq_length = {setup.seq_length}: must be a multiple of 2 x context_parallel_size = {2 * context}: "
+            f"choose {nearest_multiples(setup.seq_length, 2 * context)}"
+        )
+    expert = setup.expert_parallel_size
+    if expert > 1 and not model.is_moe:
+        yield f"expert_parallel_size = {expert}: {model.name} has no experts: choose 1"
+    elif expert > 1 and model.num_experts % expert:
+        yield (
+            f"expert_parallel_size = {expert}: does not divide the {model.num_experts} experts of {model.name}: "
+            f"choose {nearest_divisors(expert, model.num_experts)}"
+        )
+
+
+def _pipeline_problems(setup: Setup) -> Iterator[str]:
+    model, ranks, chunks = setup.model, setup.pipeline_parallel_size, setup.virtual_pipeline_parallel_size
+    if ranks > model.num_layers:
+        yield (
+            f"pipeline_parallel_size = {ranks}: more stages than the {model.num_layers} layers of {model.name}: "
+            f"choose {max(size for size in range(1, model.num_layers + 1) if setup.num_gpus % size == 0)}"
+        )
+    elif chunks > 1 and ranks == 1:
+        yield f"virtual_pipeline_parallel_size = {chunks}: needs pipeline_parallel_size of 2 or more: choose 1"
+    elif ranks * chunks > model.num_layers:
+        yield (
+            f"virtual_pipeline_parallel_size = {chunks}: {ranks} x {chunks} stages are more than the "
+            f"{model.num_layers} layers of {model.name}: choose {model.num_layers // ranks}"
+        )
+
+
+def _rank_problems(setup: Setup) -> Iterator[str]:
+    """Sizes that must divide the number of GPUs, and the batch between data ranks."""
+    axes = (setup.tensor_parallel_size, setup.pipeline_parallel_size, setup.context_parallel_size)
+    replica = axes[0] * axes[1] * axes[2]
+    if setup.num_gpus % replica:
+        yield (
+            f"num_gpus = {setup.num_gpus}: must be a multiple of tensor x pipeline x context = "
+            f"{axes[0]} x {axes[1]} x {axes[2]} = {replica}: choose {nearest_multiples(setup.num_gpus, replica)}"
+        )
+        return
+    data = setup.data_parallel_size
+    expert, ranks = setup.expert_parallel_size, data * setup.context_parallel_size
+    if ranks % expert:
+        yield (
+            f"expert_parallel_size = {expert}: must divide data x context = {data} x {setup.context_parallel_size} = "
+            f"{ranks}: choose {nearest_divisors(expert, ranks)}"
+        )
+    unit = data * setup.micro_batch_size
+    if setup.global_batch_size % unit:
+        yield (
+            f"global_batch_size = {setup.global_batch_size}: must be a multiple of data x micro-batch = {data} x "
+            f"{setup.micro_batch_size} = {unit} sequences: choose {nearest_multiples(setup.global_batch_size, unit)}"
+        )

@@ -1,0 +1,56 @@
+"""Impossible setups: one line that names the field, its value and the nearest choice that works."""
+
+from dataclasses import replace
+
+import pytest
+
+from analysis.cost.architecture import Architecture
+from analysis.cost.devices import find_device
+from analysis.cost.feasibility import check_setup, is_possible, precisions_of
+from analysis.cost.setup import Setup
+from scaling.errors import UserError
+
+DENSE = Architecture("dense", 32, 4096, 32, 8, 128, 14336, 128256)
+EXPERTS = replace(DENSE, name="experts", num_experts=64, moe_router_topk=2, moe_ffn_hidden_size=1024)
+SETUP = Setup(DENSE, find_device("H100"), num_gpus=64, seq_length=4096, global_batch_size=512)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"num_gpus": 0}, "num_gpus = 0: must be 1 or more"),
+        ({"seq_length": -1}, "seq_length = -1: must be 1 or more"),
+        ({"num_gpus": 60, "tensor_parallel_size": 8}, "num_gpus = 60: .*1 x 1 = 8: choose 56 or 64"),
+        ({"num_gpus": 4, "tensor_parallel_size": 8}, "num_gpus = 4: .*choose 8$"),
+        ({"tensor_parallel_size": 3, "num_gpus": 48}, "tensor_parallel_size = 3: .*32 attention heads.*choose 2 or 4"),
+        ({"pipeline_parallel_size": 64}, "pipeline_parallel_size = 64: more stages than the 32 layers.*choose 32"),
+        ({"virtual_pipeline_parallel_size": 2}, "needs pipeline_parallel_size of 2 or more: choose 1"),
+        ({"pipeline_parallel_size": 8, "virtual_pipeline_parallel_size": 5}, "8 x 5 stages.*choose 4"),
+        ({"context_parallel_size": 4, "seq_length": 4100}, "seq_length = 4100: .*choose 4096 or 4104"),
+        ({"global_batch_size": 100}, "global_batch_size = 100: .*64 x 1 = 64 sequences: choose 64 or 128"),
+        ({"micro_batch_size": 3}, "64 x 3 = 192 sequences: choose 384 or 576"),
+        ({"expert_parallel_size": 2}, "dense has no experts: choose 1"),
+        ({"model": EXPERTS, "expert_parallel_size": 3}, "64 experts of experts: choose 2 or 4"),
+        ({"model": EXPERTS, "expert_parallel_size": 32, "tensor_parallel_size": 4}, "16 x 1 = 16: choose 16"),
+        ({"precision": "nvfp4"}, "H100 SXM 80GB has no such products: choose bf16, fp16, fp8, fp32"),
+        ({"precision": "bf16", "device": find_device("V100")}, "choose fp16, fp32"),
+    ],
+)
+def test_what_is_impossible_is_said_with_the_nearest_choice(changes, said):
+    setup = replace(SETUP, **changes)
+    assert not is_possible(setup)
+    with pytest.raises(UserError, match=said) as error:
+        check_setup(setup)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_what_is_possible_passes():
+    check_setup(SETUP)
+    check_setup(replace(SETUP, tensor_parallel_size=8, pipeline_parallel_size=4, virtual_pipeline_parallel_size=2))
+    check_setup(replace(SETUP, model=EXPERTS, expert_parallel_size=64))
+    check_setup(replace(SETUP, context_parallel_size=4, tensor_parallel_size=16))
+
+
+def test_the_first_precision_is_the_widest_in_use():
+    assert precisions_of(find_device("B200"))[0] == "bf16" and "nvfp4" in precisions_of(find_device("B200"))
+    assert precisions_of(find_device("V100"))[0] == "fp16" and "fp8" not in precisions_of(find_device("A100"))
