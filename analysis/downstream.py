@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from analysis.decay_law import DecayLaw
 from analysis.law import Law
 from analysis.starts import line_and_power_starts
 from scaling.errors import UserError
@@ -31,7 +32,7 @@ class ErrorLaw(Law):
 
 
 @dataclass(frozen=True)
-class ExponentialErrorLaw(ErrorLaw):
+class ExponentialErrorLaw(ErrorLaw, DecayLaw):
     """Err(L) = epsilon - k exp(-gamma L): the error of chance, less what a falling loss gains."""
 
     epsilon: Any
@@ -41,33 +42,12 @@ class ExponentialErrorLaw(ErrorLaw):
     form: ClassVar[str] = "epsilon - k exp(-gamma L)"
     name: ClassVar[str] = "error_exponential"
     source: ClassVar[str] = "Gadre et al. 2024, arXiv 2403.08540, equation 5"
-    coefficients_in_units: ClassVar[frozenset[str]] = frozenset({"k"})
+    sign: ClassVar[float] = -1.0
 
     @classmethod
-    def log_prediction(cls, theta: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        log_epsilon, log_k, log_gamma = theta.T[:, :, None]
-        minus_gamma_x = -np.exp(log_gamma) * x[0]
-        gain = np.exp(log_k + minus_gamma_x)
-        total = np.exp(log_epsilon) - gain
-        with np.errstate(invalid="ignore", divide="ignore"):  # an error below zero has no logarithm, and is rejected
-            share = -gain / total
-            return np.log(total), np.stack([np.exp(log_epsilon) / total, share, share * minus_gamma_x], 1)
-
-    @classmethod
-    def from_coordinates(cls, theta: np.ndarray, centre: np.ndarray) -> Self:
-        log_epsilon, log_k, log_gamma = np.moveaxis(theta, -1, 0)
-        gamma = np.exp(log_gamma)
-        with np.errstate(over="ignore"):
-            return cls(np.exp(log_epsilon), np.exp(log_k + gamma * centre[0]), gamma)
-
-    def coordinates(self, centre: np.ndarray) -> np.ndarray:
-        log_epsilon, log_k, log_gamma = np.log((self.epsilon, self.k, self.gamma))
-        return np.stack([log_epsilon, log_k - self.gamma * centre[0], log_gamma], -1)
-
-    @staticmethod
-    def starting_points(x: np.ndarray, log_target: np.ndarray) -> np.ndarray:
+    def starting_points(cls, x: np.ndarray, log_target: np.ndarray) -> np.ndarray:
         # epsilon - k e^(-gamma x) = (epsilon - k e^(-gamma low)) + k (e^(-gamma low) - e^(-gamma x)): both positive.
-        gammas = np.geomspace(0.05, 20.0, 32)
+        gammas = np.geomspace(0.1, 50.0, 32) / max(np.ptp(x[0]), 1e-6)
         falls = np.exp(-gammas[:, None] * x[0])
         most = falls.max(1)
         lowest, k = np.exp(line_and_power_starts(most[:, None] - falls, log_target)).T
@@ -111,8 +91,8 @@ class SigmoidErrorLaw(ErrorLaw):
             logs = np.log((self.floor, self.height, self.slope))
         return np.stack([*logs, self.middle - centre[0]], -1)
 
-    @staticmethod
-    def starting_points(x: np.ndarray, log_target: np.ndarray) -> np.ndarray:
+    @classmethod
+    def starting_points(cls, x: np.ndarray, log_target: np.ndarray) -> np.ndarray:
         width = max(np.ptp(x[0]), 1e-6)
         slope, middle = (
             grid.ravel()
@@ -144,7 +124,7 @@ class ChainedLaw:
         return {"form": self.form, "surface": self.surface.to_dict(), "error": self.error_law.to_dict()}
 
     def to_json(self) -> str:
-        """The chain as JSON; `from_json` reads it back to an equal object."""
+        """The chain as JSON; `Law.from_json` reads it back to an equal object."""
         return json.dumps(self.to_dict(), allow_nan=False)
 
     @staticmethod
@@ -154,12 +134,3 @@ class ChainedLaw:
         if missing:
             raise UserError(f"{missing[0]} = {data.get(missing[0])!r}: must be a law; fit the chain again")
         return ChainedLaw(Law.from_dict(data["surface"]), Law.from_dict(data["error"]))
-
-    @staticmethod
-    def from_json(text: str) -> "ChainedLaw":
-        """The chain in JSON text. Raises UserError for other text."""
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"law: not valid JSON at line {error.lineno}: fit the chain again") from None
-        return ChainedLaw.from_dict(data if isinstance(data, dict) else {})

@@ -142,6 +142,17 @@ def _distinct_best(starts: np.ndarray, values: np.ndarray, count: int) -> np.nda
     return starts[chosen]
 
 
+def _chunks(rows: np.ndarray, points: int) -> list[np.ndarray]:
+    """The rows [m, ...] in parts that are evaluated at once at so many points each."""
+    size = max(1, _CHUNK_ELEMENTS // points)
+    return [rows[begin : begin + size] for begin in range(0, len(rows), size)]
+
+
+def _condition(curvature: np.ndarray) -> float:
+    """Condition number of a matrix [k, k]; infinite where a degenerate law makes it overflow."""
+    return float(np.linalg.cond(curvature)) if np.isfinite(curvature).all() else float("inf")
+
+
 def fit_law(inputs: Sequence[Any], target: Any, estimator: Estimator = Estimator(), weights: Any = None) -> Fit:
     """The law that fits rows best.
 
@@ -152,8 +163,8 @@ def fit_law(inputs: Sequence[Any], target: Any, estimator: Estimator = Estimator
     objective, centre = objective_of(inputs, target, estimator)
     weight = np.ones((1, len(objective.target))) if weights is None else np.asarray(weights, np.float64)[None]
     candidates = objective.hold(estimator.form.starting_points(objective.x, objective.log_target))
-    values, _ = objective.value_and_gradient(candidates, weight)
-    starts = _distinct_best(candidates, values, estimator.num_starts)
+    values = [objective.value_and_gradient(part, weight)[0] for part in _chunks(candidates, len(objective.target))]
+    starts = _distinct_best(candidates, np.concatenate(values), estimator.num_starts)
     if not len(starts):
         raise UserError(f"form = {estimator.form.name}: no start of the fit is finite on these rows; use another form")
     search = objective.projected_minima if estimator.projects else objective.minima
@@ -172,7 +183,7 @@ def fit_law(inputs: Sequence[Any], target: Any, estimator: Estimator = Estimator
         num_starts_at_best=int(np.isclose(found.value, found.value[best], rtol=1e-6, atol=1e-20).sum()),
         converged=bool(found.converged[best]),
         gradient_norm=float(np.abs(found.gradient[best]).max()),
-        condition_number=float(np.linalg.cond(objective.curvature(theta[None], weight)[0])),
+        condition_number=_condition(objective.curvature(theta[None], weight)[0]),
         coordinates=theta,
         estimator=estimator,
         optima=found.theta[ended],
@@ -190,12 +201,10 @@ def refit(inputs: Sequence[Any], target: Any, weights: np.ndarray, fit: Fit) -> 
     estimator = fit.estimator
     objective, centre = objective_of(inputs, target, estimator)
     search = objective.projected_minima if estimator.projects else objective.minima
-    chunk = max(1, _CHUNK_ELEMENTS // len(objective.target))
-    theta = np.empty((len(weights), len(fit.coordinates)))
-    for begin in range(0, len(weights), chunk):
-        part = weights[begin : begin + chunk]
-        starts = np.tile(fit.coordinates, (len(part), 1))
-        theta[begin : begin + chunk] = search(
-            starts, part, estimator.resample_tolerance, estimator.max_iterations
+    found = [
+        search(
+            np.tile(fit.coordinates, (len(part), 1)), part, estimator.resample_tolerance, estimator.max_iterations
         ).theta
-    return estimator.form.from_coordinates(theta, centre)
+        for part in _chunks(weights, len(objective.target))
+    ]
+    return estimator.form.from_coordinates(np.concatenate(found), centre)

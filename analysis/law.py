@@ -2,7 +2,9 @@
 
 A law is a frozen dataclass whose fields are its parameters. A new form is one more subclass of `Law`: its equation
 in unconstrained coordinates with the analytic gradient, the way to those coordinates and back, and its starting
-points; added to `FORMS` it is fitted, resampled, saved and offered by the command line. Fields may also be arrays
+points (a surface over N and D says only which of the general surface's exponents it ties or fixes: see
+`analysis.surface`). `fit` takes the class; added to `FORMS` it is also read from JSON, tried by the backtest and offered
+by the command line. Fields may also be arrays
 of shape [R]: then the object is R laws at once, which is how bootstrap resamples are carried.
 
 Coordinates are mostly logarithms, so that every vector of real numbers is a law with positive parameters, and refer
@@ -14,11 +16,18 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
 from scaling.errors import UserError
+
+if TYPE_CHECKING:
+    from analysis.downstream import ChainedLaw
+
+
+#: A term that contributes less than this share of the prediction everywhere has been fitted away.
+SMALLEST_SHARE = 1e-3
 
 
 class Allocation(NamedTuple):
@@ -65,9 +74,9 @@ class Law(ABC):
     def coordinates(self, centre: np.ndarray) -> np.ndarray:
         """The opposite of `from_coordinates`: theta [..., k]."""
 
-    @staticmethod
+    @classmethod
     @abstractmethod
-    def starting_points(x: np.ndarray, log_target: np.ndarray) -> np.ndarray:
+    def starting_points(cls, x: np.ndarray, log_target: np.ndarray) -> np.ndarray:
         """Rough fits to begin from, as coordinates [m, k]; the estimator ranks and polishes them."""
 
     @staticmethod
@@ -107,13 +116,16 @@ class Law(ABC):
         return json.dumps(self.to_dict(), allow_nan=False)
 
     @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> "Law":
+    def from_dict(data: Mapping[str, Any]) -> "Law | ChainedLaw":
         """The law in plain data, `law.json` included (its other keys are ignored); `form` is an equation or a name.
 
         Raises UserError for an unknown form or a parameter that is missing or not a number.
         """
-        from analysis.laws import find_form  # the list of forms imports them, and they this module
+        from analysis.downstream import ChainedLaw  # forms import this module
+        from analysis.laws import find_form
 
+        if data.get("form") == ChainedLaw.form:
+            return ChainedLaw.from_dict(data)
         form = find_form(data.get("form"))
         values = data.get("parameters") or {}
         numbers = {}
@@ -126,7 +138,7 @@ class Law(ABC):
         return form(**numbers)
 
     @staticmethod
-    def from_json(text: str) -> "Law":
+    def from_json(text: str) -> "Law | ChainedLaw":
         """The law in JSON text; errors as in `from_dict`."""
         try:
             data = json.loads(text)

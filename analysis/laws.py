@@ -24,8 +24,10 @@ FORMS: dict[str, type[Law]] = {
 
 
 def find_form(form: Any) -> type[Law]:
-    """The form of a short name, an equation as in `law.json`, or the class itself. Raises UserError for any other."""
+    """The form of a short name, an equation as in `law.json`, or any class of a law. Raises UserError for any other."""
+    if isinstance(form, type) and issubclass(form, Law):
+        return form
     for known in FORMS.values():
-        if form is known or form in (known.name, known.form):
+        if form in (known.name, known.form):
             return known
     raise UserError(f"form = {form!r}: no such law; known are {', '.join(FORMS)}")

@@ -48,7 +48,7 @@ def minimise(
     count = len(theta)
     value, gradient = objective(theta, np.arange(count))
     converged, quiet = np.zeros(count, bool), np.zeros(count, int)
-    active = np.flatnonzero(np.isfinite(value))
+    active = np.flatnonzero(np.isfinite(value) & np.isfinite(gradient).all(1))
     for _ in range(max_iterations):
         if not len(active):
             break
@@ -91,7 +91,9 @@ def _line_search(
     todo = np.arange(len(theta))
     for _ in range(_BISECTIONS):
         tried, tried_gradient = objective(theta[todo] + length[todo, None] * direction[todo], problem[todo])
-        lowers = tried <= value[todo] + _SUFFICIENT_DECREASE * length[todo] * slope[todo]
+        usable = np.isfinite(tried_gradient).all(1)  # where it overflows, a step has gone too far, whatever the value
+        tried_gradient[~usable] = 0.0
+        lowers = usable & (tried <= value[todo] + _SUFFICIENT_DECREASE * length[todo] * slope[todo])
         flat = (tried_gradient * direction[todo]).sum(1) >= _CURVATURE * slope[todo]
         good = todo[lowers]
         best_length[good], best_value[good], best_gradient[good] = length[good], tried[lowers], tried_gradient[lowers]

@@ -121,7 +121,8 @@ class Objective:
             weighted = columns * weights[:, None, :]
             gram = np.matmul(weighted, columns.transpose(0, 2, 1))
             rhs = np.matmul(weighted, np.broadcast_to(self.target, weights.shape)[:, :, None])[:, :, 0]
-        usable = np.isfinite(gram).all((1, 2)) & np.isfinite(rhs).all(1)
+        # A column that overflows has an infinite scale, and one that vanishes everywhere none.
+        usable = (np.isfinite(scale) & (scale > 0)).all(1) & np.isfinite(gram).all((1, 2)) & np.isfinite(rhs).all(1)
         theta[~usable, :count] = np.nan  # its objective is nan, which the line search rejects
         solved = nonnegative_least_squares(gram[usable], rhs[usable]) / scale[usable]
         theta[usable, :count] = np.log(np.maximum(solved, _ZERO))

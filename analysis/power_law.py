@@ -32,8 +32,8 @@ class PowerLaw(Law):
         exponents = np.stack(np.broadcast_arrays(*exponents), -1)
         return np.concatenate([(np.log(c) + exponents @ centre)[..., None], exponents], -1)
 
-    @staticmethod
-    def starting_points(x: np.ndarray, log_target: np.ndarray) -> np.ndarray:
+    @classmethod
+    def starting_points(cls, x: np.ndarray, log_target: np.ndarray) -> np.ndarray:
         return np.linalg.lstsq(np.stack([np.ones_like(log_target), *x], 1), log_target, rcond=None)[0][None]
 
 

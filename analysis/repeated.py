@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from analysis.law import Allocation, Law
+from analysis.law import SMALLEST_SHARE, Allocation, Law
 from analysis.starts import variable_projection_starts
 from analysis.surfaces import ChinchillaLaw
 
@@ -40,6 +40,20 @@ class RepeatedDataLaw(Law):
     def surface(self) -> ChinchillaLaw:
         """The law of data that are never repeated."""
         return ChinchillaLaw(self.E, self.A, self.B, self.alpha, self.beta)
+
+    def at_bound(self, *inputs: np.ndarray) -> list[str]:
+        """As for the surface; and R_D, R_N where repeats (or excess parameters) cost these runs all or nothing.
+
+        Beyond that any other value fits as well: nothing if what tokens are worth is all of them, everything if it is
+        the unique ones alone. R_D is at a bound also when no run repeats its data, R_N when none exceeds U_N.
+        """
+        log_n, log_d, log_u = np.log(np.stack([np.asarray(column, np.float64) for column in inputs]))
+        unique = np.minimum(log_u, log_d)
+        with np.errstate(all="ignore"):  # where the surface has degenerated
+            _, log_a, log_b, log_alpha, log_beta = self.surface.coordinates(np.zeros(2))
+            best = _log_best_size(log_a, log_b, log_alpha, log_beta, unique)
+            decided = {"R_D": _decided(unique, log_d, self.R_D), "R_N": _decided(best, log_n, self.R_N)}
+        return self.surface.at_bound(*inputs[:2]) + [name for name, known in decided.items() if not known]
 
     def loss(self, params: Any, tokens: Any, unique_tokens: Any) -> np.ndarray:
         """Predicted loss, nats per token; arguments broadcast."""
@@ -75,8 +89,7 @@ class RepeatedDataLaw(Law):
         alpha, beta = np.exp(log_alpha), np.exp(log_beta)
         log_n, log_d, log_u = x
         unique = np.where(log_u < log_d, log_u, log_d)
-        # The N at which D = unique is the best split: alpha A/N^alpha = beta B/D^beta.
-        best = (log_a + log_alpha - log_b - log_beta + beta * unique) / alpha
+        best = _log_best_size(log_a, log_b, log_alpha, log_beta, unique)
         excess = best.real < log_n
         base = np.where(excess, best, log_n)
         worth_d, by_rd, _ = _worth(unique, log_d, log_rd)
@@ -105,8 +118,8 @@ class RepeatedDataLaw(Law):
         repeats = np.stack(np.broadcast_arrays(np.log(self.R_D), np.log(self.R_N)), -1)
         return np.concatenate([self.surface.coordinates(centre[:2]), repeats], -1)
 
-    @staticmethod
-    def starting_points(x: np.ndarray, log_target: np.ndarray) -> np.ndarray:
+    @classmethod
+    def starting_points(cls, x: np.ndarray, log_target: np.ndarray) -> np.ndarray:
         exponents = np.geomspace(0.1, 1.5, 6)
         unique = np.minimum(x[1], x[2])
         starts = []
@@ -117,11 +130,22 @@ class RepeatedDataLaw(Law):
         return np.concatenate(starts)
 
 
+def _log_best_size(log_a: Any, log_b: Any, log_alpha: Any, log_beta: Any, log_unique: np.ndarray) -> np.ndarray:
+    """ln U_N: the size at which U unique tokens are the best split, alpha A/N^alpha = beta B/U^beta."""
+    return (log_a + log_alpha - log_b - log_beta + np.exp(log_beta) * log_unique) / np.exp(log_alpha)
+
+
+def _decided(base: np.ndarray, used: np.ndarray, big_r: float) -> bool:
+    """Whether at this R the worth of some run differs from both limits, all that was used and the base alone."""
+    worth, _, _ = _worth(base, np.maximum(used, base), np.log(np.float64(big_r)))
+    return bool((np.minimum(used - worth, worth - base) > SMALLEST_SHARE).any())
+
+
 def _worth(base: np.ndarray, used: np.ndarray, log_r: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Log of base + base R (1 - exp(-r/R)), r = used/base - 1; and its derivatives by ln R and by ln base."""
     big_r = np.exp(log_r)
     repeats = np.expm1(used - base)
-    decayed = np.exp(-repeats / big_r)
-    growth = 1 + big_r * (1 - decayed)
-    by_log_r = (big_r * (1 - decayed) - repeats * decayed) / growth
+    decayed, lost = np.exp(-repeats / big_r), -np.expm1(-repeats / big_r)  # 1 - decayed is rounding at a large R
+    growth = 1 + big_r * lost
+    by_log_r = (big_r * lost - repeats * decayed) / growth
     return base + np.log(growth), by_log_r, 1 - (repeats + 1) * decayed / growth

@@ -13,6 +13,9 @@ import numpy as np
 #: Exponents tried for each term: published ones lie between 0.1 and 0.8, a degenerate fit may reach 1.3.
 EXPONENT_GRID = np.geomspace(0.05, 2.0, 16)
 
+#: E as a share of the lowest loss, where it is tried and not solved for.
+FLOORS = (0.2, 0.5, 0.75, 0.95)
+
 #: A coefficient that the non-negative solve puts at zero starts at this share of the mean loss, because in
 #: logarithmic coordinates zero is infinitely far away.
 _SMALLEST_SHARE = 0.01

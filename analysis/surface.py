@@ -8,16 +8,18 @@ recorded beside the law), D is tokens seen, compute C = 6ND FLOPs, loss is nats 
 """
 
 from abc import abstractmethod
+from itertools import product
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from analysis.law import Allocation, Law
+from analysis.law import SMALLEST_SHARE, Allocation, Law
+from analysis.starts import FLOORS, two_term_starts
 
-#: A term that contributes less than this share of the loss everywhere has been fitted away.
-_SMALLEST_SHARE = 1e-3
 #: An exponent below is a second constant, one above acts on the smallest runs only; published ones are 0.1 to 0.8.
 _EXPONENT_RANGE = (0.02, 3.0)
+#: Where a fit begins unless the form knows better.
+_STARTING_EXPONENTS, _STARTING_GAMMAS = np.geomspace(0.05, 2.0, 8), (0.3, 0.6, 1.0, 1.5)
 
 
 class Terms(NamedTuple):
@@ -105,11 +107,16 @@ class Surface(Law):
                 reducible / loss * (data / (size + data)),
             )
             vanished = [
-                name for name, share in zip(self.coefficients, shares) if name and np.max(share) < _SMALLEST_SHARE
+                name for name, share in zip(self.coefficients, shares) if name and np.max(share) < SMALLEST_SHARE
             ]
         low, high = _EXPONENT_RANGE
         exponents = {name: value for name, value in self.parameters().items() if name not in self.coefficients}
         return vanished + [name for name, value in exponents.items() if not low < value < high]
+
+    @classmethod
+    def starting_points(cls, x: np.ndarray, log_target: np.ndarray) -> np.ndarray:
+        pairs = np.array(list(product(_STARTING_EXPONENTS, repeat=2)))
+        return cls.reduce(two_term_starts(x, log_target, pairs, _STARTING_GAMMAS, FLOORS))
 
     @classmethod
     def log_prediction(cls, theta: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

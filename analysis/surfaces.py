@@ -5,12 +5,8 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from analysis.starts import two_term_starts, variable_projection_starts
-from analysis.surface import Surface, Terms
-
-_EXPONENTS = np.geomspace(0.05, 2.0, 8)
-_FLOORS = (0.2, 0.5, 0.75, 0.95)
-_GAMMAS = (0.3, 0.6, 1.0, 1.5)
+from analysis.starts import FLOORS, two_term_starts, variable_projection_starts
+from analysis.surface import Surface, Terms, general_surface
 
 
 @dataclass(frozen=True)
@@ -59,8 +55,8 @@ class ChinchillaLaw(Surface):
         np.multiply(jacobian[:, 2], minus_beta_y, out=jacobian[:, 4])
         return np.log(total), jacobian
 
-    @staticmethod
-    def starting_points(x: np.ndarray, log_target: np.ndarray) -> np.ndarray:
+    @classmethod
+    def starting_points(cls, x: np.ndarray, log_target: np.ndarray) -> np.ndarray:
         return variable_projection_starts(x[0], x[1], log_target)
 
 
@@ -92,10 +88,9 @@ class GammaLaw(Surface):
     def reduce(six: np.ndarray) -> np.ndarray:
         return six
 
-    @staticmethod
-    def starting_points(x: np.ndarray, log_target: np.ndarray) -> np.ndarray:
-        pairs = [(alpha, beta) for alpha in _EXPONENTS for beta in _EXPONENTS]
-        return two_term_starts(x, log_target, np.array(pairs), _GAMMAS, _FLOORS)
+    @classmethod
+    def log_prediction(cls, theta: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return general_surface(theta, x)
 
 
 @dataclass(frozen=True)
@@ -131,10 +126,10 @@ class TiedLaw(Surface):
     def reduce(six: np.ndarray) -> np.ndarray:
         return six[..., :4]
 
-    @staticmethod
-    def starting_points(x: np.ndarray, log_target: np.ndarray) -> np.ndarray:
+    @classmethod
+    def starting_points(cls, x: np.ndarray, log_target: np.ndarray) -> np.ndarray:
         exponents = np.geomspace(0.05, 2.0, 24)
-        return TiedLaw.reduce(two_term_starts(x, log_target, np.stack([exponents] * 2, 1), (1.0,), _FLOORS))
+        return cls.reduce(two_term_starts(x, log_target, np.stack([exponents] * 2, 1), (1.0,), FLOORS))
 
 
 @dataclass(frozen=True)
@@ -165,17 +160,18 @@ class KaplanLaw(Surface):
 
     @classmethod
     def from_terms(cls, terms: Terms) -> Self:
-        sizes = np.exp(terms.log_a / terms.alpha), np.exp(terms.log_b)
-        return cls(*sizes, terms.alpha * terms.gamma, terms.gamma)
+        with np.errstate(divide="ignore"):  # an exponent that has run to zero: N_c is then zero or infinite
+            log_sizes = terms.log_a / terms.alpha, terms.log_b
+        return cls(*np.exp(log_sizes), terms.alpha * terms.gamma, terms.gamma)
 
     @staticmethod
     def reduce(six: np.ndarray) -> np.ndarray:
         log_a, log_b, log_alpha, _, log_gamma = np.moveaxis(six[..., 1:], -1, 0)
         return np.stack([log_a, log_b, log_alpha + log_gamma, log_gamma], -1)
 
-    @staticmethod
-    def starting_points(x: np.ndarray, log_target: np.ndarray) -> np.ndarray:
-        return KaplanLaw.reduce(_kaplan_starts(x, log_target, (0.0,)))
+    @classmethod
+    def starting_points(cls, x: np.ndarray, log_target: np.ndarray) -> np.ndarray:
+        return cls.reduce(_kaplan_starts(x, log_target, (0.0,)))
 
 
 @dataclass(frozen=True)
@@ -207,9 +203,9 @@ class KaplanFloorLaw(Surface):
     def reduce(six: np.ndarray) -> np.ndarray:
         return np.concatenate([six[..., :1], KaplanLaw.reduce(six)], -1)
 
-    @staticmethod
-    def starting_points(x: np.ndarray, log_target: np.ndarray) -> np.ndarray:
-        return KaplanFloorLaw.reduce(_kaplan_starts(x, log_target, _FLOORS))
+    @classmethod
+    def starting_points(cls, x: np.ndarray, log_target: np.ndarray) -> np.ndarray:
+        return cls.reduce(_kaplan_starts(x, log_target, FLOORS))
 
 
 def _kaplan_starts(x: np.ndarray, log_loss: np.ndarray, floors: tuple[float, ...]) -> np.ndarray:

@@ -6,6 +6,7 @@ from studies import TRUTH, isoflop_study
 
 from analysis.downstream import ChainedLaw, ExponentialErrorLaw, SigmoidErrorLaw
 from analysis.estimator import Estimator, fit_law, refit
+from analysis.law import Law
 from scaling.errors import UserError
 
 ERRORS = [ExponentialErrorLaw(0.8, 1.5, 0.9), SigmoidErrorLaw(0.2, 0.6, 3.0, 2.4)]
@@ -36,10 +37,24 @@ def test_refits_of_the_same_resamples_chain_pairwise():
 
 def test_json_round_trip_and_damage():
     chained = ChainedLaw(TRUTH, ERRORS[0])
-    assert ChainedLaw.from_json(chained.to_json()) == chained
-    for text in ("{", "[]", json.dumps({"surface": TRUTH.to_dict()})):
-        with pytest.raises(UserError, match="fit the chain again"):
-            ChainedLaw.from_json(text)
+    assert Law.from_json(chained.to_json()) == chained
+    with pytest.raises(UserError, match="error = None: must be a law; fit the chain again"):
+        Law.from_json(json.dumps({"form": "chained", "surface": TRUTH.to_dict()}))
+
+
+def test_the_fit_does_not_depend_on_the_unit_of_the_loss():
+    loss = np.linspace(2.2, 3.6, 12)
+    error = ERRORS[0].error(loss)
+    fit = fit_law((1000 * loss,), error, Estimator(form=ExponentialErrorLaw, loss="log"))
+    assert fit.law.gamma == pytest.approx(ERRORS[0].gamma / 1000, rel=1e-4)
+    assert fit.law.error(3000.0) == pytest.approx(ERRORS[0].error(3.0), rel=1e-6)
+
+
+def test_an_error_that_does_not_fall_is_at_a_bound():
+    loss = np.linspace(2.2, 3.6, 12)
+    flat = 0.8 + 1e-5 * np.cos(np.arange(12))
+    assert fit_law((loss,), flat, Estimator(form=ExponentialErrorLaw)).law.at_bound(loss) == ["k"]
+    assert ERRORS[0].at_bound(loss) == []
 
 
 def test_the_error_of_a_very_high_loss_is_that_of_chance():

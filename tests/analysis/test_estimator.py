@@ -154,3 +154,17 @@ def test_int64_columns_are_not_multiplied_as_integers():
     whole = fit_law((params, tokens), study["loss"]).law
     floats = fit_law((params.astype(float), tokens.astype(float)), study["loss"]).law
     assert whole.a == pytest.approx(floats.a, abs=1e-9)
+
+
+def test_columns_that_overflow_are_no_crash():
+    rng = np.random.default_rng(4)
+    inputs = 10 ** rng.uniform(-3, 30, (2, 30))
+    fit = fit_law(inputs, rng.uniform(1, 5, 30), Estimator(loss="linear"))
+    assert np.isfinite(fit.objective)
+
+
+def test_many_rows_are_fitted_as_few_are():
+    (params, tokens), loss = runs(noise=0.01)
+    once, often = (fit_law(np.tile([params, tokens], n), np.tile(loss, n), Estimator(loss="log")) for n in (1, 40))
+    assert often.law.a == pytest.approx(once.law.a, abs=1e-5)
+    assert often.objective == pytest.approx(40 * once.objective, rel=1e-8)

@@ -1,5 +1,7 @@
 """What holds for every form alike."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -151,3 +153,21 @@ def test_a_form_is_found_by_name_equation_or_class():
     assert find_form("gamma") is find_form("E + (A/N^alpha + B/D^beta)^gamma") is find_form(FORMS["gamma"])
     with pytest.raises(UserError, match="form = 'magic'.*chinchilla"):
         find_form("magic")
+
+
+def test_repeats_that_cost_nothing_or_everything_are_at_a_bound():
+    law = example("repeated")
+    inputs = inputs_of(type(law))
+    assert law.at_bound(*inputs) == []
+    for value in (1e7, 1e-7):
+        for name in ("R_D", "R_N"):
+            assert replace(law, **{name: value}).at_bound(*inputs) == [name]
+    never_repeated = [*inputs[:2], inputs[1]]
+    assert "R_D" in law.at_bound(*never_repeated)
+
+
+def test_a_compute_law_without_a_floor_is_at_a_bound():
+    flops = np.geomspace(1e18, 1e22, 9)
+    fit = fit_law((flops,), 900 * flops**-0.12, Estimator(form=FORMS["compute"]))
+    assert fit.law.at_bound(flops) == ["E"]
+    assert example("compute").at_bound(flops) == []

@@ -77,6 +77,8 @@ def test_repeated_data_of_muennighoff():
     assert ours.objective < 0.015805 and 47 < ours.law.R_D < 100
     joint = fit_law(inputs, loss, Estimator(form=RepeatedDataLaw))
     assert joint.objective <= 0.006566 * (1 + 1e-6)
+    # No size beyond U_N is worth less here, so R_N runs away, and says so; R_D does not.
+    assert joint.law.R_N > 1e6 and joint.law.at_bound(*inputs) == ["R_N"]
 
 
 @pytest.mark.parametrize("entry", published("nanochat_slopes")[-1:])
