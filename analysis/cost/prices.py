@@ -6,9 +6,11 @@ months says so wherever it is used.
 
 import math
 import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -56,16 +58,19 @@ def price_for(device_name: str) -> Price | None:
     known = find_device(device_name)
     device = known.name if known else device_name
     entry = yaml.safe_load(_TABLE.read_text(encoding="utf-8")).get(device)
-    if entry is None:
-        return None
-    quotes = sorted(entry["quotes"], key=lambda quote: quote["usd"])
+    return None if entry is None else price_of_quotes(device, entry["quotes"])
+
+
+def price_of_quotes(device: str, quotes: Sequence[Mapping[str, Any]]) -> Price:
+    """The price of a device from its quotes, each with `usd`, `date`, `provider` and `source`."""
+    quotes = sorted(quotes, key=lambda quote: quote["usd"])
     amounts = [quote["usd"] for quote in quotes]
     return Price(
         device=device,
         low=amounts[0],
         mid=statistics.median(amounts),
         high=amounts[-1],
-        unit=entry["unit"],
+        unit=_unit(device),
         date=min(quote["date"] for quote in quotes),
         provider=", ".join(quote["provider"] for quote in quotes),
         source="; ".join(dict.fromkeys(quote["source"] for quote in quotes)),
@@ -84,8 +89,12 @@ def own_price(usd_per_hour: float, device: str, today: date | None = None) -> Pr
         low=usd_per_hour,
         mid=usd_per_hour,
         high=usd_per_hour,
-        unit="USD per core-hour" if device == CPU_CORE else "USD per GPU-hour",
+        unit=_unit(device),
         date=today or date.today(),
         provider="your own",
         source="your own",
     )
+
+
+def _unit(device: str) -> str:
+    return "USD per core-hour" if device == CPU_CORE else "USD per GPU-hour"
