@@ -27,6 +27,17 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_exp
 _TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k")
 _EXPERT_FFN = ("moe_intermediate_size", "intermediate_size", "ffn_hidden_size")
 
+#: Fields that a file may leave out or set to null, and what they hold where it does not.
+_OPTIONAL = {
+    int: (
+        "n_positions", "max_position_embeddings", "max_seq_len", "expansion_ratio", "word_embed_proj_dim",
+        "sliding_window", "sliding_window_pattern", "attention_chunk_size", "max_window_layers",
+        "no_rope_layer_interval", "n_shared_experts", "shared_expert_intermediate_size", "first_k_dense_replace",
+        "decoder_sparse_step", "interleave_moe_layer_step", "q_lora_rank", "num_nextn_predict_layers",
+    ),
+    list: ("layer_types", "mlp_only_layers", "attention_types", "attention_layers"),
+}  # fmt: skip
+
 #: Nested parts of a config.json whose fields are those of the language model.
 _PARTS = ("text_config", "llm_config", "language_config", "attn_config", "ffn_config")
 
@@ -69,12 +80,11 @@ def architecture_of_config(values: Any, source: str) -> tuple[Architecture, tupl
     _refuse_what_is_no_decoder(config, known is not None, source)
     notes = []
     if known is None:
-        notes.append(
-            f"model_type = {model_type!r} is not known: counted as a Llama (RMSNorm, gated MLP, no biases)"
-        )
+        notes.append(f"model_type = {model_type!r} is not known: counted as a Llama (RMSNorm, gated MLP, no biases)")
     kind = known or PLAIN
     config = {**kind.defaults, **{field: value for field, value in config.items() if value is not None}}
 
+    _check_optional(config, source)
     sizes = {ours: _integer(config, theirs, source) for ours, theirs in _SIZES.items()}
     fields: dict[str, Any] = {**sizes, **_heads(config, sizes, source), **_experts(config, source)}
     fields["ffn_hidden_size"] = _ffn(config, sizes, fields, source)
@@ -123,6 +133,15 @@ def _refuse_what_is_no_decoder(config: dict[str, Any], known: bool, source: str)
         raise UserError(f"{source}: sizes differ from layer to layer: only layers that are alike can be counted")
 
 
+def _check_optional(config: dict[str, Any], source: str) -> None:
+    for kind, names in _OPTIONAL.items():
+        for name in names:
+            value = config.get(name)
+            if value is not None and (not isinstance(value, kind) or (kind is int and value < 0)):
+                what = "a whole number, at least 0" if kind is int else "a list"
+                raise UserError(f"{source}: {name} = {value!r}: must be {what}")
+
+
 def _first(config: dict[str, Any], names: tuple[str, ...]) -> Any:
     return next((config[name] for name in names if config.get(name) is not None), None)
 
@@ -168,8 +187,7 @@ def _latent(config: dict[str, Any], source: str) -> dict[str, int]:
 
 def _experts(config: dict[str, Any], source: str) -> dict[str, int]:
     """The fields of a mixture of experts, and which layers have one."""
-    count = _first(config, _EXPERTS) or 0
-    if count <= 1:
+    if _first(config, _EXPERTS) in (None, 0, 1):
         return {"num_experts": 0, "num_dense_layers": 0}
     layers = _integer(config, _SIZES["num_layers"], source)
     step = config.get("decoder_sparse_step") or config.get("interleave_moe_layer_step") or 1

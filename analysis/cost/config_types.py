@@ -86,7 +86,7 @@ def _mpt(config: Config) -> dict[str, Any]:
     return {"learned_positions": positions, "add_bias_linear": bias, "normalization": norm}
 
 
-def _gpt_neo_windows(config: Config, layers: int) -> int:
+def _gpt_neo_windows(config: Config) -> int:
     pattern = [kind for kinds, repeats in config.get("attention_types", []) for kind in kinds * repeats]
     return (config.get("attention_layers") or pattern).count("local")
 
@@ -136,7 +136,11 @@ MODEL_TYPES: dict[str, ModelType] = {
         flags={"qkv_bias": "attention_bias", "attention_output_bias": "attention_out_bias", "mlp_bias": "mlp_bias"},
         defaults={"attention_bias": True},
     ),
-    "smollm3": ModelType(flags=_LLAMA_BIASES, tied=True, windowed_layers=_all_but_every("no_rope_layer_interval", 4)),
+    "smollm3": ModelType(
+        flags=_LLAMA_BIASES,
+        tied=True,
+        windowed_layers=lambda config, layers: layers // (config.get("no_rope_layer_interval") or 4),
+    ),
     "mistral": ModelType(),
     "mixtral": ModelType(),
     "qwen2": _QWEN2,
@@ -151,7 +155,7 @@ MODEL_TYPES: dict[str, ModelType] = {
     "deepseek_v2": _DEEPSEEK,
     "deepseek_v3": _DEEPSEEK,
     "kimi_k2": _DEEPSEEK,
-    "gpt2": ModelType(_GPT, derived=_learned("n_positions"), tied=True),
+    "gpt2": ModelType(_GPT, derived=_learned("n_positions"), defaults={"n_positions": 1024}, tied=True),
     "gpt_bigcode": ModelType(
         _GPT,
         derived=lambda config: {
@@ -166,8 +170,9 @@ MODEL_TYPES: dict[str, ModelType] = {
         derived=lambda config: {
             "learned_positions": config["max_position_embeddings"],
             "sliding_window": config.get("window_size", 256),
-            "num_windowed_layers": _gpt_neo_windows(config, 0),
+            "num_windowed_layers": _gpt_neo_windows(config),
         },
+        defaults={"max_position_embeddings": 2048},
         tied=True,
     ),
     "gpt_neox": ModelType(
@@ -182,6 +187,7 @@ MODEL_TYPES: dict[str, ModelType] = {
         flags={"add_bias_linear": "enable_bias"},
         derived=_opt,
         defaults={
+            "max_position_embeddings": 2048,
             "enable_bias": True,
             "layer_norm_elementwise_affine": True,
             "do_layer_norm_before": True,

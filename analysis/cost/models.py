@@ -93,9 +93,9 @@ def _preset(name: str) -> Architecture | None:
 
 
 def _match(name: str, names: dict[str, str]) -> str | None:
-    """What the name stands for: by its letters and digits, without words that are no geometry, without a remark."""
+    """What the name stands for: as it is, else without a remark in brackets and words that say nothing of geometry."""
     by_key = {_key(known, ()): known for known in names}
-    for key in (_key(name, ()), _key(name, _REST), _key(name.split("(")[0], _REST)):
+    for key in (_key(name, ()), _key(name.split("(")[0], _REST)):
         if key in by_key:
             return names[by_key[key]]
     return None

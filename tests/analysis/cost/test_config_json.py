@@ -212,6 +212,8 @@ def test_a_file_or_its_directory(tmp_path):
         ({**LLAMA, "model_type": "x", "layer_types": ["linear_attention"]}, "layer_types speaks of layers"),
         ({"model_type": "llama", "hidden_size": 64}, "num_hidden_layers is missing"),
         ({**LLAMA, "model_type": "llama", "vocab_size": -1}, "vocab_size = -1: must be a positive integer"),
+        ({**GPT2, "model_type": "gpt2", "n_positions": "1k"}, "n_positions = '1k': must be a whole number, at least 0"),
+        ({**LLAMA, "model_type": "gemma2", "layer_types": 3}, "layer_types = 3: must be a list"),
         ({**LLAMA, "model_type": "llama", "num_key_value_heads": 3}, "3 key/value heads do not divide 8 heads"),
         ({**LLAMA, "model_type": "x", "intermediate_size": [96, 128]}, "sizes differ from layer to layer"),
         ({**LLAMA, "model_type": "llama", "hidden_size": 60}, "hidden_size = 60 is no multiple of 8 heads"),

@@ -105,6 +105,14 @@ def test_deepseek_v3_splits_as_its_authors_say():
     assert counted.mtp == pytest.approx(11.5e9, rel=0.01)
 
 
+@pytest.mark.parametrize(("name", "weights"), [("glm-4.5", 358_337_791_296), ("glm-4.5-air", 110_468_824_832)])
+def test_a_checkpoint_holds_multi_token_prediction_with_tables_of_its_own(name, weights):
+    # the weights of zai-org/GLM-4.5 and GLM-4.5-Air; a routing bias for each expert of the extra layer is among them
+    arch = find_model(name)
+    counted = parameters(arch)
+    assert counted.total + counted.mtp + counted.embedding + arch.num_experts == weights
+
+
 def test_parts_of_a_block_make_the_model():
     arch = find_model("deepseek-v2-lite")
     dense, moe = block_parameters(arch, moe=False), block_parameters(arch, moe=True)
