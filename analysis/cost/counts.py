@@ -10,16 +10,15 @@ c_6nd       6 x active parameters,        none                                  
 full        6 x weights that multiply     6 x heads x (qk + v channels) x keys in    Narayanan et al. 2021, eq. 3, less
             a token, logits once          the window, later ones too                 recomputation; Chowdhery et al.
                                                                                      2022, app. B; nanochat
-causal      as full                       only keys that the mask leaves: half of    Megatron-LM since 2025, MaxText
+causal      as full                       only keys that the mask leaves: half of    Megatron-LM and MaxText today
                                           the sequence
 hardware    as full; full recomputation:  as full; selective or full recomputation:  Narayanan et al. 2021, eq. 3;
             2 x all layers' again         a third of it again                        Korthikanti et al. 2022, sec. 5
 
 Of experts, those a token goes to, shared ones and the router count (Megatron-LM leaves the router out, 0.2 to 0.5 % of
-its published mixtures). Latent attention is counted as it is trained, with
-keys and values expanded from the latent. A layer of multi-token prediction counts as one more layer, a projection of
-2 x hidden_size to hidden_size, and the logits once more. What flash attention computes again inside its own backward
-pass is in no convention.
+its published mixtures). Latent attention is counted as it is trained, with keys and values expanded from the latent. A
+layer of multi-token prediction counts as one more layer, a projection of 2 x hidden_size to hidden_size, and the logits
+once more. What flash attention computes again inside its own backward pass is in no convention.
 """
 
 from dataclasses import dataclass
