@@ -95,7 +95,8 @@ def step_interval(setup: Setup, calibration: Calibration | None = None) -> Inter
     if calibration is not None and calibration.stack == setup.stack:
         return log_normal(step_time(setup, calibration.constants).total, calibration.spread)
     constants = constants_of(setup.stack)
-    return log_normal(step_time(setup, constants).total, math.hypot(constants.between, constants.within))
+    experts = constants.expert_between if setup.model.is_moe else 0.0
+    return log_normal(step_time(setup, constants).total, math.hypot(constants.between, constants.within, experts))
 
 
 def calibrate(runs: Sequence[tuple[Setup, float]], source: str) -> Calibration:

@@ -76,6 +76,7 @@ class Constants:
     expert_efficiency: float
     between: float
     within: float
+    expert_between: float
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,67 @@
+"""GPU-hours of a whole measured run from what its row says was set, and by a constant utilisation."""
+
+from analysis.cost.counts import parameters
+from analysis.cost.devices import find_device
+from analysis.cost.interval import Interval
+from analysis.cost.measured import NotExpressible, Row, number, whole
+from analysis.cost.models import find_model
+from analysis.cost.run_utilisation import RunFacts, run_gpu_hours
+from scaling.errors import UserError
+
+
+def predicted_hours(row: Row) -> Interval:
+    """From the share of the peak that published runs reach (run_utilisation.py).
+
+    Raises NotExpressible without parameters, tokens or a device of the table.
+    """
+    return run_gpu_hours(_facts(row))
+
+
+def baseline_hours(row: Row, utilisation: float) -> float:
+    """6 x active parameters x tokens at one utilisation of the dense bf16 peak, in GPU-hours."""
+    facts = _facts(row)
+    return 6.0 * (facts.active_params or facts.params) * facts.tokens / (3600.0 * utilisation * facts.device.bf16_flops)
+
+
+def _facts(row: Row) -> RunFacts:
+    device = find_device(row["gpu"])
+    if device is None:
+        raise NotExpressible(f"gpu = {row['gpu'] or 'nothing'}: not in the table of devices")
+    tokens = number(row, "tokens_T")
+    if tokens is None:
+        raise NotExpressible("tokens_T is not given")
+    total, active = number(row, "params_total_B"), number(row, "params_active_B")
+    if total is None:
+        try:
+            count = parameters(find_model(row["model"]))
+        except UserError:
+            raise NotExpressible(f"params_total_B is not given, and no preset is called {row['model']!r}") from None
+        total, active = count.total / 1e9, count.active / 1e9
+    if active is None:
+        active = _known_active(row["model"], total)
+    return RunFacts(
+        params=1e9 * total,
+        tokens=1e12 * tokens,
+        device=device,
+        num_gpus=whole(row, "n_gpus"),
+        active_params=None if active is None or active > total else 1e9 * active,
+        year=_year(row.get("date") or ""),
+    )
+
+
+def _known_active(name: str, total: float) -> float | None:
+    """1e9 active parameters of a known model of that name and about that size; None for any other."""
+    try:
+        count = parameters(find_model(name))
+    except UserError:
+        return None
+    return count.active / 1e9 if abs(count.total / 1e9 / total - 1) < 0.1 else None
+
+
+def _year(text: str) -> float | None:
+    """Decimal year of "2023-04-01", "2023-04" or "2023"."""
+    parts = text.split("/")[0].split("-")
+    try:
+        return int(parts[0]) + (int(parts[1]) - 0.5) / 12 if len(parts) > 1 else int(parts[0]) + 0.5
+    except ValueError:
+        return None

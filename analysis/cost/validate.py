@@ -1,0 +1,150 @@
+"""How good the estimates are: blind predictions for a table of measured runs, beside a constant-utilisation rule.
+
+A prediction is made from what a row says was set (measured.describe); what it says was measured is read afterwards.
+"""
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.cost.counts import flops_per_token
+from analysis.cost.interval import Interval
+from analysis.cost.measured import Measured, NotExpressible, Row, describe, measurements
+from analysis.cost.memory import memory
+from analysis.cost.run_hours import baseline_hours, predicted_hours
+from analysis.cost.setup import Setup
+from analysis.cost.calibration import Calibration, step_interval
+
+#: The rule to beat: every run reaches this share of its precision's dense peak in model FLOPs (causal attention).
+BASELINE_UTILISATION = 0.40
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One quantity of one row: predicted, measured, and what the rule says (None where there is no rule)."""
+
+    id: str
+    group: str
+    quantity: str
+    predicted: Interval
+    measured: float
+    baseline: float | None
+
+    @property
+    def error(self) -> float:
+        """(predicted - measured) / measured, percent."""
+        return 100.0 * (self.predicted.value / self.measured - 1.0)
+
+    @property
+    def covered(self) -> bool:
+        """Whether the measured value lies in the interval."""
+        return self.predicted.low <= self.measured <= self.predicted.high
+
+
+def validate(rows: Iterable[Row], calibration: Calibration | None = None) -> dict[str, Any]:
+    """{"groups": {name: {quantity: scores}}, "overall": {quantity: scores}, "not_expressible": [{"id", "reason"}]}.
+
+    quantities: step_time, memory (peak of one GPU), gpu_hours. Scores, in percent: mape (mean absolute error),
+    median_error (of the absolute errors), bias (mean error), baseline_mape; coverage of the 90 % interval, a fraction;
+    n. A quantity that no row has is null.
+    """
+    comparisons, refused = compare(rows, calibration)
+    groups: dict[str, list[Comparison]] = defaultdict(list)
+    for comparison in comparisons:
+        groups[comparison.group].append(comparison)
+    return {
+        "groups": {name: _scores(group) for name, group in sorted(groups.items())},
+        "overall": _scores(comparisons),
+        "not_expressible": refused,
+    }
+
+
+def compare(
+    rows: Iterable[Row], calibration: Calibration | None = None
+) -> tuple[list[Comparison], list[dict[str, str]]]:
+    """Every prediction beside its measurement, and the rows that cannot be expressed, each with the reason."""
+    found: list[Comparison] = []
+    refused = []
+    for index, row in enumerate(rows, start=2):  # as an editor numbers the lines
+        name, group = row.get("id") or f"line {index}", row.get("group") or "all"
+        measured = measurements(row)
+        if measured.step_seconds or measured.peak_gib:
+            try:
+                setup = describe(row).setup
+            except NotExpressible as error:
+                refused.append({"id": name, "reason": str(error)})
+            else:
+                found += _step_and_memory(name, group, setup, measured, calibration)
+        if measured.gpu_hours:
+            try:
+                hours, rule = predicted_hours(row), baseline_hours(row, BASELINE_UTILISATION)
+            except NotExpressible as error:
+                refused.append({"id": name, "reason": f"GPU-hours: {error}"})
+            else:
+                found.append(Comparison(name, group, "gpu_hours", hours, measured.gpu_hours, rule))
+        elif not (measured.step_seconds or measured.peak_gib):
+            refused.append({"id": name, "reason": "neither step time nor memory nor GPU-hours were measured"})
+    return found, refused
+
+
+def _step_and_memory(
+    name: str,
+    group: str,
+    setup: Setup,
+    measured: Measured,
+    calibration: Calibration | None,
+) -> list[Comparison]:
+    found = []
+    seconds, gib = measured.step_seconds, measured.peak_gib
+    if seconds:
+        predicted = step_interval(setup, calibration)
+        found.append(Comparison(name, group, "step_time", predicted, seconds, baseline_seconds(setup)))
+    if gib:
+        found.append(Comparison(name, group, "memory", _memory_gib(setup, measured), gib, None))
+    return found
+
+
+def _memory_gib(setup: Setup, measured: Measured) -> Interval:
+    """The estimate of what was measured: tensors, the allocator's share, or all that the device shows."""
+    estimate = memory(setup)
+    gib = getattr(estimate, measured.memory_metric) / 2**30
+    return Interval(gib, gib * estimate.spread[0], gib * estimate.spread[1])
+
+
+def baseline_seconds(setup: Setup, utilisation: float = BASELINE_UTILISATION) -> float:
+    """Seconds of a step at one utilisation of the dense peak."""
+    key = {"mxfp8": "fp8", "nvfp4": "fp4"}.get(setup.precision, setup.precision)
+    peak = setup.device.peak_flops.get(key, setup.device.bf16_flops)
+    flops = flops_per_token(setup.model, setup.seq_length, "causal") * setup.tokens_per_step
+    return flops / (utilisation * peak * setup.num_gpus)
+
+
+def _scores(comparisons: Sequence[Comparison]) -> dict[str, dict[str, float] | None]:
+    return {
+        quantity: score([one for one in comparisons if one.quantity == quantity])
+        for quantity in ("step_time", "memory", "gpu_hours")
+    }
+
+
+def score(comparisons: Sequence[Comparison]) -> dict[str, float] | None:
+    """n, mape, median_error, bias, coverage and baseline_mape of one quantity; None without any."""
+    if not comparisons:
+        return None
+    errors = [comparison.error for comparison in comparisons]
+    absolute = [abs(error) for error in errors]
+    rules = [
+        100.0 * abs(comparison.baseline / comparison.measured - 1.0)
+        for comparison in comparisons
+        if comparison.baseline is not None
+    ]
+    return {
+        "n": len(comparisons),
+        "mape": statistics.fmean(absolute),
+        "median_error": statistics.median(absolute),
+        "bias": statistics.fmean(errors),
+        "coverage": statistics.fmean(comparison.covered for comparison in comparisons),
+        "baseline_mape": statistics.fmean(rules) if rules else math.nan,
+    }
