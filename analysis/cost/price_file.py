@@ -53,4 +53,5 @@ def _quote(path: Path, device_name: str, quote: Any) -> dict[str, Any]:
         raise UserError(f"{path}: {device_name}: usd = {usd}: must be 0 or more US dollars per device-hour")
     if type(day) is not date:  # a datetime is a date too, and does not compare with one
         raise UserError(f"{path}: {device_name}: date = {day}: must be the day of the quote, such as 2026-10-01")
-    return {"usd": usd, "date": day, "provider": str(quote.get("provider", path)), "source": str(quote.get("source", path))}
+    origin = {name: str(quote.get(name, path)) for name in ("provider", "source")}
+    return {"usd": usd, "date": day, **origin}
