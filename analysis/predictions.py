@@ -111,6 +111,23 @@ def predict_surface(
     ]
 
 
+def decided_with_form_error(
+    choice: Choice, runs: Table, best: dict[str, Any], flops: float, level: float
+) -> dict[str, Any]:
+    """A decision's `best` {"params", "tokens", "loss"} at C = 6ND with intervals that hold the error of the form.
+
+    Where forms are averaged, the average takes the place of the surface's own values.
+    """
+    found = prediction_fields(choice.predict(flops / flops_ratio(runs), level))
+    if len(choice.forecasts) > 1:
+        return {"of": AVERAGE, "flops": flops, **found}
+    ends = wider(best, found)
+    alone = {
+        name: {"value": best[name]["value"], "low": ends[name][0], "high": ends[name][1]} for name in QUANTITIES
+    }
+    return {"of": choice.surface, "flops": flops, **alone}
+
+
 def wider(sampled: dict[str, Any], formed: dict[str, Any]) -> dict[str, list[float]]:
     """Of each quantity, the interval [low, high] that holds both a bootstrap's and that of the form's error."""
 

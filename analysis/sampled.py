@@ -12,13 +12,25 @@ from typing import Any
 
 import numpy as np
 
+from analysis.backtest import backtest
+from analysis.choice import Choice
 from analysis.estimator import Estimator, Fit, refit
-from analysis.fitting import AUTO, choose_estimator, choose_rows, first_estimator, fit_selection, load_table
+from analysis.fitting import (
+    AUTO,
+    choose_estimator,
+    choose_rows,
+    first_estimator,
+    fit_selection,
+    load_table,
+    weighted_table,
+)
 from analysis.law import Law
 from analysis.noise import Noise, estimate_noise
+from analysis.objective import LOSSES
+from analysis.predictions import surface_alone
 from analysis.surface import Surface
 from analysis.table import Table
-from analysis.uncertainty import default_scheme, draw
+from analysis.uncertainty import choose_scheme, draw
 from scaling.errors import UserError
 
 _RULES = ("duplicates", "outliers", "weights")
@@ -29,6 +41,7 @@ class SampledLaw:
     """A law, its resamples (fields [R]; None without runs) and where they come from.
 
     largest_flops: 6ND of the largest run, None where it is not known. runs: the rows fitted, None without any.
+    choice: what the backtest says of it, or of the forms to average where the form was "auto"; None without runs.
     """
 
     law: Surface
@@ -38,6 +51,7 @@ class SampledLaw:
     source: str
     fit: Fit | None = None
     runs: Table | None = None
+    choice: Choice | None = None
 
     def noise(self) -> Noise:
         """How far runs of one cell lie apart, as the runs tell."""
@@ -52,8 +66,8 @@ def sample_law(table: Any, columns: Any, settings: Mapping[str, Any], resamples:
     """Fit a surface and its resamples to a table of runs.
 
     table, columns: as for `analysis.fit`. settings: {"form", "loss", "delta", "held", "duplicates", "outliers",
-    "weights"}, as `law.json` has them; what is missing is the usual, and form "auto" is the surface that the backtest
-    favours. Raises UserError for a form that is no surface, and as `analysis.fit` does.
+    "weights", "scheme"}, as `law.json` has them; what is missing is the usual, and form "auto" is the surface that the
+    backtest favours. Raises UserError for a form that is no surface, and as `analysis.fit` does.
     """
     if resamples < 10:
         raise UserError(f"resamples = {resamples}: must be at least 10; 1000 is usual")
@@ -64,15 +78,21 @@ def sample_law(table: Any, columns: Any, settings: Mapping[str, Any], resamples:
         raise UserError(f"form = {asked}: has no optimum in N and D: use a surface, such as chinchilla or gamma")
     rules = {name: settings[name] for name in _RULES if settings.get(name) is not None}
     selection = choose_rows(load_table(table, columns, estimator.form), estimator, **rules)
+    weighted = weighted_table(selection)
+    scores = backtest(weighted, estimator)
+    choice = None
     if asked == AUTO:
-        estimator, _ = choose_estimator(selection, estimator)
+        estimator, choice = choose_estimator(selection, estimator, scores)
     form = estimator.form
     fit, runs = fit_selection(selection, estimator), selection.table
-    scheme = default_scheme(estimator.loss)  # as `scaling fit` has it, so that both say the same
-    bootstrap = draw(len(runs), None, resamples, 0.9, seed, scheme)
+    if choice is None or not choice.forecasts:
+        choice = surface_alone(fit.law, runs, scores)
+    # As `scaling fit` resamples, so that both say the same.
+    scheme, together = choose_scheme(runs, estimator.loss, settings.get("scheme"))
+    bootstrap = draw(len(runs), together, resamples, 0.9, seed, scheme)
     samples = refit(selection.inputs(form), runs.column(form.target), bootstrap.counts * selection.weights, fit)
     largest = float((6.0 * runs.params * runs.tokens).max())
-    return SampledLaw(fit.law, samples, bootstrap.method, largest, runs.source, fit, runs)
+    return SampledLaw(fit.law, samples, bootstrap.method, largest, runs.source, fit, runs, choice)
 
 
 def read_law_file(path: Path, resamples: int, seed: int) -> SampledLaw:
@@ -86,7 +106,7 @@ def read_law_file(path: Path, resamples: int, seed: int) -> SampledLaw:
         raise UserError(f"{path}: cannot be read as a law ({error}): make it with `scaling fit --json`") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: must be a JSON object: make it with `scaling fit --json`")
-    settings = data.get("settings") or {}
+    settings = settings_of(data, str(path))
     table = settings.get("source")
     if isinstance(table, str) and Path(table).is_file():
         return sample_law(table, settings.get("columns"), settings, resamples, seed)
@@ -94,6 +114,20 @@ def read_law_file(path: Path, resamples: int, seed: int) -> SampledLaw:
     if not isinstance(law, Surface):
         raise UserError(f"{path}: {law.form} has no optimum in N and D: fit a surface, such as chinchilla or gamma")
     return SampledLaw(law, None, "none: the runs behind the law are not here", _largest_flops(data), str(path))
+
+
+def settings_of(law: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The settings in the content of a `law.json` at `where`, to fit its runs again; where a form was chosen, "auto".
+
+    Raises UserError for a file of another version.
+    """
+    settings = dict(law.get("settings") or {})
+    loss = settings.get("loss")
+    if loss is not None and loss not in LOSSES:
+        raise UserError(
+            f"{where}: was written by another version (settings.loss = {loss!r}): make it again with `scaling fit`"
+        )
+    return settings | {"form": AUTO} if law.get("choice") else settings
 
 
 def _largest_flops(data: Mapping[str, Any]) -> float | None:

@@ -37,7 +37,7 @@ from analysis.laws import Law, Surface
 from analysis.predictions import add_averages, optimum_rows, predict_average, predict_surface
 from analysis.table import Table
 from analysis.table_findings import table_findings
-from analysis.uncertainty import Bootstrap, clusters, default_scheme, draw, isoflop_intervals
+from analysis.uncertainty import Bootstrap, choose_scheme, draw, isoflop_intervals
 from scaling.errors import UserError
 
 #: What the columns of this project's own tables mean.
@@ -65,6 +65,7 @@ def analyse(
     duplicates: str = "keep",
     outliers: str = "none",
     weights: str = "equal",
+    scheme: str | None = None,
     resamples: int = 1000,
     level: float = 0.9,
     seed: int = 0,
@@ -74,9 +75,11 @@ def analyse(
     """Fit a form, and beside a surface Approach 2, to a table of runs; the result is the content of `law.json`.
 
     table, columns, form, loss, delta, held, duplicates, outliers, weights: as for `analysis.fit`.
+    scheme: how runs are resampled, one of `analysis.uncertainty.SCHEMES`; None chooses (see `choose_scheme`).
     resamples, level, seed: of the bootstrap intervals.
     extrapolation: optima are given from the smallest compute in the table to this factor beyond the largest.
-    at_flops: compute at which to predict the optimum as well, for a surface.
+    at_flops: compute at which to predict the optimum as well, for a surface; counted as the column `flops` does (6ND
+        without one).
 
     Returns plain JSON data; what is undefined is null, never NaN. Raises UserError for a table or a setting that
     cannot be used.
@@ -94,8 +97,7 @@ def analyse(
         estimator, choice = choose_estimator(chosen, estimator, scores)
     fit = fit_selection(chosen, estimator)
     groups = group_budgets(runs) if issubclass(estimator.form, Surface) else None
-    together = clusters(runs)
-    scheme = default_scheme(estimator.loss) if together is None else "clustered"
+    scheme, together = choose_scheme(runs, estimator.loss, scheme)
     bootstrap = draw(len(runs), together, resamples, level, seed, scheme)
     inputs, target = chosen.inputs(estimator.form), runs.column(estimator.form.target)
     laws = refit(inputs, target, bootstrap.counts * chosen.weights, fit)
@@ -104,8 +106,8 @@ def analyse(
     about: dict[str, Any] = {"exponents": {}, "isoflop": None, "optimum": [], "predictions": []}
     if isinstance(fit.law, Surface):
         intervals |= {"a": bootstrap.interval(laws.a), "b": bootstrap.interval(laws.b)}
-        # Parabolas are least squares, whatever the surface is fitted by.
-        pairs = draw(len(runs), together, resamples, level, seed, "pairs" if together is None else "clustered")
+        # Parabolas are least squares, whatever the surface is fitted by, and random weights too narrow for these.
+        pairs = draw(len(runs), together, resamples, level, seed, "pairs" if scheme == "weights" else scheme)
         isoflop, isoflop_warnings = _isoflop(runs, groups, pairs, intervals["a"])
         findings = table_findings(table) + convention_findings(table) + loss_findings(fit, runs) + findings
         findings += optimum_findings(fit, runs) + range_findings(extrapolation)
@@ -154,6 +156,7 @@ def analyse(
             "settings": {
                 **fit.settings,
                 "starts": "variable projection over a grid of exponents",
+                "scheme": scheme,
                 "seed": seed,
                 "extrapolation": extrapolation,
                 "columns": table.columns,

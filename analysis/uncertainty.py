@@ -22,7 +22,7 @@ import numpy as np
 
 from analysis.delta import covariance
 from analysis.estimator import Fit, refit
-from analysis.isoflop import Budget, log_tokens_at, parabolas, regress, vertices
+from analysis.isoflop import Budget, group_budgets, log_tokens_at, parabolas, regress, vertices
 from analysis.profile import profile
 from analysis.quantity import Quantity
 from analysis.table import Table
@@ -76,6 +76,19 @@ def clusters(table: Table) -> list[np.ndarray] | None:
         return None
     owner = np.unique(table.group, return_inverse=True)[1]
     return [np.flatnonzero(owner == i) for i in range(owner.max() + 1)]
+
+
+def choose_scheme(table: Table, loss: str, scheme: str | None = None) -> tuple[str, list[np.ndarray] | None]:
+    """How to resample a table, and the groups of rows that this needs: budgets or clusters.
+
+    scheme: one of SCHEMES, or None: whole clusters where the column `group` names them, else `default_scheme`.
+    """
+    together = clusters(table)
+    if scheme is None:
+        scheme = default_scheme(loss) if together is None else "clustered"
+    if scheme == "stratified":
+        return scheme, [rows for _, rows in group_budgets(table) or []] or None
+    return scheme, together if scheme == "clustered" else None
 
 
 def draw(

@@ -90,7 +90,7 @@ def read_source(
     path: Path, columns: str | None, form: str | None, resamples: int, seed: int
 ) -> tuple["SampledLaw", list[dict[str, Any]]]:
     """The law with its resamples, and the rows of a sweep."""
-    from analysis.sampled import read_law_file, sample_law
+    from analysis.sampled import read_law_file, sample_law, settings_of
     from sweeps.records import collect
     from sweeps.results import LAW_FILE, read_law
 
@@ -105,7 +105,7 @@ def read_source(
     if not path.is_dir():
         return read_law_file(path, resamples, seed), []
     table = collect(path)
-    settings = (read_law(path) or {}).get("settings") or {}
+    settings = settings_of(read_law(path) or {}, str(path / LAW_FILE))
     return sample_law(table.columns(), None, settings, resamples, seed), table.rows
 
 
@@ -174,18 +174,27 @@ def _described(
     resamples: int,
 ) -> dict[str, Any]:
     """The decision with everything it rests on."""
-    from analysis.fit_findings import forecast_findings, speed_findings
+    from analysis.backtest import loss_errors
+    from analysis.fit_findings import backtest_findings, forecast_findings, speed_findings
+    from analysis.predictions import AVERAGE, decided_with_form_error
     from analysis.sampled import decades_beyond
 
-    flops = found["models"]["loss_optimal"]["flops"]["value"]
+    best = found["models"]["loss_optimal"]
+    flops = best["flops"]["value"]
     decades = decades_beyond(flops, law.largest_flops)
     findings = [] if decades is None else forecast_findings([flops], law.largest_flops)
     if speed is not None:
         largest = max(model["params"]["value"] for model in found["models"].values())
         findings += speed_findings(largest, speed.largest)
+    formed = None
+    if law.choice is not None:
+        formed = decided_with_form_error(law.choice, law.runs, {**best, "loss": found["loss"]}, flops, _LEVEL)
+        if formed["of"] != AVERAGE:
+            findings += backtest_findings(formed["of"], loss_errors(law.choice.scores))
     sampled = {"level": _LEVEL, "method": law.method, "resamples": resamples}
     return {
         **found,
+        "with_form_error": formed,
         "form": law.law.form,
         "parameters": law.law.to_dict()["parameters"],
         "source": law.source,
@@ -217,6 +226,7 @@ def _described(
 
 def _show(result: dict[str, Any]) -> None:
     from analysis.formatting import count, dollars, fixed, percent, significant
+    from analysis.predictions import AVERAGE
     from sweeps.display import show_findings
 
     screen = console(False)
@@ -246,6 +256,13 @@ def _show(result: dict[str, Any]) -> None:
         line(
             f"{name.replace('_', '-')}: N {ranged(model['params'], count)}, D {ranged(model['tokens'], count)}, "
             f"{significant(model['flops']['value'])} FLOPs{priced(model)}"
+        )
+    if formed := result["with_form_error"]:
+        shown = (f"N {ranged(formed['params'], count)}", f"D {ranged(formed['tokens'], count)}")
+        of = "average of all forms" if formed["of"] == AVERAGE else formed["of"]
+        line(
+            f"{of}, with the error of the form as its backtest shows it, at {significant(formed['flops'])} FLOPs: "
+            f"{', '.join(shown)}, loss {ranged(formed['loss'], fixed)}"
         )
     line("the same loss with other sizes, relative to the loss-optimal one:")
     for other in result["sizes"]:

@@ -33,6 +33,10 @@ def fit(
     ] = "none",
     duplicates: Annotated[str, typer.Option(help="keep, drop or mean (of runs with equal inputs).")] = "keep",
     weights: Annotated[str, typer.Option(help="equal, flops, sqrt_flops or column (your table's weight).")] = "equal",
+    scheme: Annotated[
+        Optional[str],
+        typer.Option(help="Bootstrap: weights, pairs, stratified (by budget) or clustered. Default: by --loss."),
+    ] = None,
     bootstrap: Annotated[int, typer.Option(help="Resamples that the intervals are read from.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the resampling.")] = 0,
     at_flops: Annotated[
@@ -49,7 +53,7 @@ def fit(
 
     settings: dict[str, Any] = {
         **{"form": form, "loss": loss, "delta": delta, "held": _held(hold or [])},
-        **{"outliers": outliers, "duplicates": duplicates, "weights": weights},
+        **{"outliers": outliers, "duplicates": duplicates, "weights": weights, "scheme": scheme},
         **{"resamples": bootstrap, "seed": seed, "at_flops": at_flops or []},
     }
     path = find_sweep(source)

@@ -22,7 +22,7 @@ from scaling.record import RunRecord, write_json_atomically
 from sweeps.attempts import last_error, read_attempts
 from sweeps.grid import Cell, Profile, candidates, make_cell
 from sweeps.plan import DevicePrice, PlannedCell
-from sweeps.results import read_law
+from sweeps.results import LAW_FILE, read_law
 from sweeps.status import read_cell_record
 
 if TYPE_CHECKING:
@@ -264,7 +264,7 @@ class _Offers:
 
 def _law(sweep_dir: Path, cells: list[Cell], records: list[RunRecord | None]) -> "SampledLaw":
     """The law of all runs there are, those that were held out among them, as the sweep's law.json was fitted."""
-    from analysis.sampled import sample_law
+    from analysis.sampled import sample_law, settings_of
 
     known = [(cell, record) for cell, record in zip(cells, records) if record is not None]
     if not any(record.status == "finished" for _, record in known):
@@ -281,7 +281,7 @@ def _law(sweep_dir: Path, cells: list[Cell], records: list[RunRecord | None]) ->
         "reason": [record.reason for _, record in known],
         "schedule_finished": [record.schedule_finished for _, record in known],
     }
-    settings = (read_law(sweep_dir) or {}).get("settings") or {}
+    settings = settings_of(read_law(sweep_dir) or {}, str(sweep_dir / LAW_FILE))
     return sample_law(columns, None, settings, _RESAMPLES, 0)
 
 

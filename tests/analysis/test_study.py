@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from studies import TRUTH, isoflop_study
 
-from analysis.study import analyse, fit_table
 from analysis.laws import Law
+from analysis.study import analyse, fit_table
 from scaling.errors import UserError
 
 
@@ -119,6 +119,7 @@ def test_predictions_are_the_optimum_at_the_asked_compute():
         ({"resamples": 0}, "resamples = 0"),
         ({"level": 90}, "level = 90"),
         ({"seed": -1}, "seed = -1"),
+        ({"scheme": "wild"}, "scheme = 'wild'"),
         ({"extrapolation": 0.5}, "extrapolation = 0.5"),
         ({"at_flops": [-1.0]}, "at_flops = -1.0"),
         ({"form": "nonsense"}, "form = 'nonsense'"),
@@ -128,6 +129,19 @@ def test_predictions_are_the_optimum_at_the_asked_compute():
 def test_a_bad_setting_is_one_clear_error(setting, message):
     with pytest.raises(UserError, match=message):
         analyse(isoflop_study(), **setting)
+
+
+def test_the_scheme_of_resampling_is_asked_for_or_chosen():
+    study = isoflop_study(noise=0.005)
+    usual, pairs, stratified = (analyse(study, resamples=40, scheme=name) for name in (None, "pairs", "stratified"))
+    assert usual["settings"]["scheme"] == "weights" and "Bayesian" in usual["intervals"]["method"]
+    assert pairs["intervals"]["method"] == usual["isoflop"]["intervals"]["method"] == "percentile, pairs bootstrap"
+    assert "stratified" in stratified["intervals"]["method"] == stratified["isoflop"]["intervals"]["method"]
+    assert stratified["intervals"]["a"] != pairs["intervals"]["a"]
+    grouped = analyse(study | {"group": [f"g{i // 3}" for i in range(42)]}, resamples=40)
+    assert grouped["settings"]["scheme"] == "clustered"
+    with pytest.raises(UserError, match="name the column of clusters"):
+        analyse(study, scheme="clustered", resamples=20)
 
 
 def test_import_pulls_in_nothing_heavy():

@@ -64,7 +64,7 @@ def test_the_backtest_may_choose_the_form(run):
 
 def test_people_read_a_few_lines(run):
     code, out, _ = run("runs.csv", "--speeds", "runs.csv", "--usd", "5000", "--bootstrap", 50, "--price", 2)
-    assert code == 0 and len(out.splitlines()) < 15
+    assert code == 0 and len(out.splitlines()) < 16
     for said in ("loss-optimal: N", "time- and dollar-optimal: N", "0.25 x N", "wasted", "$2.00 per", "decades beyond"):
         assert said in out, out
 
@@ -77,6 +77,41 @@ def test_serving_makes_the_dollar_optimal_model_smaller(run):
     assert without["models"]["time_optimal"] == served["models"]["time_optimal"] | {
         "usd_lifetime": without["models"]["time_optimal"]["usd_lifetime"]
     }
+
+
+def test_the_error_of_the_form_stands_beside_the_bootstrap(run):
+    one, auto = (decided(run, "runs.csv", "--form", form, "--flops", "1e21") for form in ("chinchilla", "auto"))
+    formed, best = one["with_form_error"], one["models"]["loss_optimal"]["params"]
+    assert formed["of"] == "chinchilla" and formed["flops"] == pytest.approx(1e21)
+    assert formed["params"]["value"] == best["value"]
+    assert formed["params"]["low"] < best["low"] < best["high"] < formed["params"]["high"]
+    assert formed["loss"]["low"] < one["loss"]["low"] and one["loss"]["high"] < formed["loss"]["high"]
+    assert auto["with_form_error"]["of"] == "average"
+    assert auto["with_form_error"]["loss"]["value"] == pytest.approx(TRUTH.optimum(1e21).loss, rel=0.02)
+    shown = run("runs.csv", "--form", "auto", "--flops", "1e21", "--bootstrap", 50)[1]
+    assert "average of all forms, with the error of the form as its backtest shows it" in shown
+
+
+def test_a_form_that_fails_its_backtest_is_named(run, tmp_path):
+    rows = list(csv.reader(open("runs.csv")))
+    for row in rows[1:]:
+        row[2] = 1.7 + 2.0 * (float(row[2]) - 1.7) ** 3  # no sum of powers of N and D
+    with open(tmp_path / "bent.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    assert "FORM_FAILS_BACKTEST" in [w["code"] for w in decided(run, "bent.csv", "--flops", "1e20")["warnings"]]
+    auto = decided(run, "bent.csv", "--flops", "1e20", "--form", "auto")
+    assert "FORM_FAILS_BACKTEST" not in [w["code"] for w in auto["warnings"]]
+
+
+def test_a_law_by_auto_is_averaged_again_and_an_old_law_says_so(run, tmp_path):
+    from analysis.study import fit_table
+
+    law = fit_table("runs.csv", form="auto", resamples=20)
+    (tmp_path / "law.json").write_text(json.dumps(law))
+    assert decided(run, "law.json", "--flops", "1e21")["with_form_error"]["of"] == "average"
+    (tmp_path / "law.json").write_text(json.dumps({**law, "settings": {"loss": "huber on log loss"}}))
+    code, out, err = run("law.json", "--flops", "1e21")
+    assert code == 2 and "another version" in err and "make it again" in err and len(err.strip().splitlines()) == 1
 
 
 def test_far_beyond_the_data_it_says_so(run):
