@@ -10,20 +10,25 @@ from scaling.cli_options import Json, console, print_json
 from scaling.errors import UserError
 
 Table = Annotated[
-    Path, typer.Argument(metavar="FILE.csv", help="Measured runs, one a row; columns as in the README's table.")
+    Optional[Path],
+    typer.Argument(
+        metavar="[FILE.csv]",
+        help="Measured runs, one a row, columns as in analysis/cost/published_steps.csv, the default.",
+    ),
 ]
 CalibrationFile = Annotated[
     Optional[Path], typer.Option("--calibration", metavar="FILE", help="Constants that `calibrate` has written.")
 ]
 
 
-def validate(table: Table, calibration: CalibrationFile = None, as_json: Json = False) -> None:
+def validate(table: Table = None, calibration: CalibrationFile = None, as_json: Json = False) -> None:
     """Predict every run of a table blind and compare with what was measured, beside a 40 % utilisation rule."""
     from analysis.cost.calibration import Calibration
-    from analysis.cost.measured import read_rows
+    from analysis.cost.measured import PUBLISHED, read_rows
     from analysis.cost.validate import validate as compare
 
-    found = compare(read_rows(table), None if calibration is None else Calibration.from_file(calibration))
+    rows = read_rows(PUBLISHED if table is None else table)
+    found = compare(rows, None if calibration is None else Calibration.from_file(calibration))
     if as_json:
         print_json(_finite(found))
         return

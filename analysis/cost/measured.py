@@ -18,6 +18,9 @@ from analysis.cost.setup import Precision, Recompute, Setup, Sharding, Stack
 from analysis.cost.stacks import stack_of
 from scaling.errors import UserError
 
+#: Runs that others measured and published, each with its source: what the shipped constants were fitted to.
+PUBLISHED = Path(__file__).with_name("published_steps.csv")
+
 #: Columns without which a table says nothing.
 _NEEDED = ("model", "gpu", "n_gpus")
 #: GPT-2's vocabulary, padded to a multiple of 128 x 8: what Megatron trains with when nothing is said.
@@ -191,10 +194,10 @@ def _model(row: Row, assumed: list[str]) -> Architecture:
         )
     try:
         return find_model(row["model"])
-    except UserError:
+    except UserError as error:
         missing = [name for name in ("layers", "hidden", "heads") if whole(row, name) is None]
         reason = f"{', '.join(missing)} not given" if missing else "experts, whose sizes are not given"
-        raise NotExpressible(f"{reason}, and no preset is called {row['model']!r}") from None
+        raise NotExpressible(f"{reason}; {error}") from None
 
 
 def _stack(row: Row, assumed: list[str]) -> Stack:

@@ -1,20 +1,29 @@
 """GPU-hours of a whole measured run from what its row says was set, and by a constant utilisation."""
 
+from analysis.cost.calibration import Calibration, step_interval
 from analysis.cost.counts import parameters
 from analysis.cost.devices import find_device
+from analysis.cost.goodput import goodput
 from analysis.cost.interval import Interval
-from analysis.cost.measured import NotExpressible, Row, number, whole
+from analysis.cost.measured import NotExpressible, Row, describe, number, whole
 from analysis.cost.models import find_model
+from analysis.cost.propagate import product, quotient
 from analysis.cost.run_utilisation import RunFacts, run_gpu_hours
 from scaling.errors import UserError
 
 
-def predicted_hours(row: Row) -> Interval:
-    """From the share of the peak that published runs reach (run_utilisation.py).
+def predicted_hours(row: Row, calibration: Calibration | None = None) -> Interval:
+    """From the step time and the goodput where the row gives a layout, else from what published runs reach.
 
     Raises NotExpressible without parameters, tokens or a device of the table.
     """
-    return run_gpu_hours(_facts(row))
+    facts = _facts(row)
+    try:
+        setup = describe(row).setup
+    except NotExpressible:
+        return run_gpu_hours(facts)
+    busy = step_interval(setup, calibration).scaled(facts.tokens / setup.tokens_per_step * setup.num_gpus / 3600.0)
+    return product(busy, quotient(1.0, goodput(setup.num_gpus)))
 
 
 def baseline_hours(row: Row, utilisation: float) -> float:

@@ -69,6 +69,7 @@ class Constants:
     context_overlap: float
     expert_overlap: float
     weight_overlap: float
+    fetch_slowdown: float
     pipeline_overlap: float
     bubble: float
     stage_imbalance: float

@@ -143,8 +143,11 @@ def _fetched_weights(setup: Setup, constants: Constants, moe: bool) -> tuple[flo
     held += block.routed_experts / setup.expert_parallel_size
     size = setup.sharding_size or setup.data_parallel_size * setup.context_parallel_size
 
+    crosses = size * setup.tensor_parallel_size > setup.device.scale_up_size
+    slower = constants.fetch_slowdown if crosses else 1.0
+
     def seconds(num_bytes: float) -> float:
-        return gather_seconds(num_bytes, size, setup.tensor_parallel_size, setup.device, constants)
+        return slower * gather_seconds(num_bytes, size, setup.tensor_parallel_size, setup.device, constants)
 
     return seconds(_WEIGHT_BYTES * held), seconds(_GRADIENT_BYTES * held)
 

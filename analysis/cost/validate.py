@@ -80,7 +80,7 @@ def compare(
                 found += _step_and_memory(name, group, setup, measured, calibration)
         if measured.gpu_hours:
             try:
-                hours, rule = predicted_hours(row), baseline_hours(row, BASELINE_UTILISATION)
+                hours, rule = predicted_hours(row, calibration), baseline_hours(row, BASELINE_UTILISATION)
             except NotExpressible as error:
                 refused.append({"id": name, "reason": f"GPU-hours: {error}"})
             else:
