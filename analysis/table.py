@@ -6,7 +6,6 @@ dropped silently: a value that cannot be used is a UserError naming column and r
 left out is listed with its reason.
 """
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.table_files import plain_list, read_columns
 from scaling.errors import UserError
 
 #: Measurements, in the units that `analysis.law` gives them.
@@ -24,6 +24,8 @@ NUMERIC = (
 )
 #: Columns a fit can use.
 COLUMNS = (*NUMERIC, "group", "run_id", "role", "status", "reason", "schedule_finished")
+#: Of these each has a column of its own.
+_MEASURED = tuple(name for name in NUMERIC if name not in ("flops", "flops_budget"))
 #: Used when they are there, without being asked for: they identify and qualify a run, and measure nothing.
 _IMPLIED = ("flops_budget", "run_id", "role", "status", "reason", "schedule_finished")
 #: What a table calls the run that a row is of, where it has no run_id.
@@ -48,6 +50,8 @@ SURFACE_INPUTS, SURFACE_TARGET = ("params", "tokens"), "loss"
 MIN_ROWS = 6
 #: A power law with a constant needs three distinct values of its variable.
 MIN_DISTINCT = 3
+#: Numbers of runs lie far inside; beyond, products overflow.
+_SMALLEST, _LARGEST = 1e-60, 1e60
 #: Runs whose 6ND all lie within this factor are one budget.
 _ONE_BUDGET = 1.12
 
@@ -143,46 +147,7 @@ def read_table(path: str | Path, columns: Mapping[str, str] | None = None, **nee
     Raises UserError when the file cannot be read, a column is missing, a value is not a positive number, or too few
     rows remain.
     """
-    path = Path(path)
-    try:
-        values = _read_parquet(path) if path.suffix.lower() in (".parquet", ".pq") else _read_csv(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}): give a CSV or Parquet file") from None
-    return build_table(values, columns, str(path), **needs)
-
-
-def _read_csv(path: Path) -> dict[str, list[str]]:
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = [row for row in csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",") if row]
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8 text: give a CSV or Parquet file") from None
-    except csv.Error as error:
-        raise UserError(f"{path}: not valid CSV ({error}): mend the file") from None
-    if not rows:
-        raise UserError(f"{path}: the file is empty: give a table with a header line and one run per line")
-    header = [name.strip() for name in rows[0]]
-    for name in header:
-        if name and header.count(name) > 1:
-            raise UserError(f"{path}: column {name!r} appears {header.count(name)} times: rename one")
-    for number, row in enumerate(rows[1:], start=1):
-        if len(row) != len(header):
-            raise UserError(
-                f"{path}: data row {number} has {len(row)} fields, the header has {len(header)}: mend the row"
-            )
-    return {name: [row[i] for row in rows[1:]] for i, name in enumerate(header)}
-
-
-def _read_parquet(path: Path) -> dict[str, list[Any]]:
-    import pandas
-    import pyarrow
-
-    try:
-        frame = pandas.read_parquet(path)
-    except pyarrow.ArrowException as error:
-        problem = str(error).splitlines()[0]
-        raise UserError(f"{path}: not a Parquet file ({problem}): give a CSV or Parquet file") from None
-    return {str(name): _plain_list(frame[name]) for name in frame.columns}
+    return build_table(read_columns(Path(path)), columns, str(path), **needs)
 
 
 def build_table(
@@ -201,7 +166,7 @@ def build_table(
     present = [str(name) for name in values.keys()]
     needed = (*inputs, target)
     columns = _resolve(present, dict(columns) if columns is not None else None, values, source, needed)
-    data = {name: _plain_list(values[column]) for name, column in columns.items()}
+    data = {name: plain_list(values[column]) for name, column in columns.items()}
     lengths = {name: len(column) for name, column in data.items()}
     if len(set(lengths.values())) > 1:
         raise UserError(f"{source}: columns differ in length {lengths}: give one value per run in each")
@@ -250,7 +215,7 @@ def _words(values: Any, kept: Sequence[int]) -> dict[str, tuple[str, ...]]:
     for column in values.keys():
         name = str(column).strip().lower()
         if name in CONVENTION_COLUMNS:
-            cells = _plain_list(values[column])
+            cells = plain_list(values[column])
             found[name] = tuple("" if _is_empty(cells[i]) else str(cells[i]).strip() for i in kept)
     return found
 
@@ -294,6 +259,11 @@ def _resolve(
     own_names = columns is None
     if own_names:
         columns = {name: name for name in dict.fromkeys((*_USUAL, *needed)) if name in present}
+    users: dict[str, str] = {}
+    for name in filter(columns.__contains__, _MEASURED):
+        other = users.setdefault(columns[name], name)
+        if other != name:
+            raise UserError(f"{source}: column {columns[name]!r} is given for {other} and for {name}: correct one")
     for name in (*_needed(needed, columns), *columns):
         column = columns.get(name, name)
         if column not in present:
@@ -304,19 +274,12 @@ def _resolve(
             if name not in present or name in columns:
                 continue
             # A foreign table may mean something else by "status"; it is taken unasked when a word of it is ours.
-            ours = name != "status" or any(_status(value) in _STATUSES for value in _plain_list(values["status"]))
+            ours = name != "status" or any(_status(value) in _STATUSES for value in plain_list(values["status"]))
             if ours:
                 columns[name] = name
     if "run_id" not in columns:
         columns |= {"run_id": name for name in _RUN_NAMES[::-1] if name in present}
     return columns
-
-
-def _plain_list(column: Any) -> list[Any]:
-    """Python values, so that messages show 3.2 and not np.float64(3.2); None for what pandas calls missing."""
-    if hasattr(column, "notna"):
-        column = column.astype(object).where(column.notna(), None)
-    return column.tolist() if hasattr(column, "tolist") else list(column)
 
 
 def _why_left_out(data: Mapping[str, Sequence[Any]], i: int) -> dict[str, Any] | None:
@@ -344,15 +307,24 @@ def _is_empty(value: Any) -> bool:
 
 
 def _positive(value: Any, column: str, row: int, source: str) -> float:
-    where = f"{source}: column {column!r}, data row {row} = {value!r}"
+    where = f"{source}: column {column!r}, data row {row} = {_short(repr(value))}"
     if _is_empty(value):
         raise UserError(f"{source}: column {column!r}, data row {row} is empty: fill it in or remove the row")
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise UserError(f"{where} is not a number: write it as 1.4e9 or 1400000000, or remove the row") from None
+        remedy = "write it as 1.4e9 or 1400000000, with a decimal point, or remove the row"
+        raise UserError(f"{where} is not a number: {remedy}") from None
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number):
         raise UserError(f"{where} is not finite: correct it, or remove the row if the run diverged")
     if number <= 0:
         raise UserError(f"{where} must be above zero (its logarithm is fitted): correct it or remove the row")
+    if not _SMALLEST < number < _LARGEST:
+        raise UserError(f"{where} is no size, loss or compute that can be: correct it or remove the row")
     return number
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:37]}..."

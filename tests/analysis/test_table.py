@@ -31,7 +31,9 @@ def test_csv_tsv_and_parquet_give_the_same_table(tmp_path):
     frame.to_csv(tmp_path / "runs.csv", index=False)
     frame.to_csv(tmp_path / "runs.tsv", index=False, sep="\t")
     frame.to_parquet(tmp_path / "runs.parquet")
-    tables = [read_table(tmp_path / f"runs.{suffix}", MAP) for suffix in ("csv", "tsv", "parquet")]
+    frame.to_csv(tmp_path / "semicolons.csv", index=False, sep=";", encoding="utf-8-sig")
+    files = ("runs.csv", "runs.tsv", "runs.parquet", "semicolons.csv")
+    tables = [read_table(tmp_path / name, MAP) for name in files]
     for table in tables:
         np.testing.assert_array_equal(table.params, frame["N"])
         np.testing.assert_array_equal(table.flops, 6 * frame["N"] * frame["D"])
@@ -83,6 +85,9 @@ def test_own_status_column_counts_even_when_it_is_not_mapped(tmp_path):
         ("7e4,2e6,-2.5", "column 'L', data row 3 = '-2.5' must be above zero"),
         ("7e4,2e6,nan", "column 'L', data row 3 = 'nan' is not finite"),
         ("7e4,inf,2.5", "column 'D', data row 3 = 'inf' is not finite"),
+        (f"{10**400},2e6,2.5", "is not finite"),
+        ("7e4,2e6,1e-320", "column 'L', data row 3 = '1e-320' is no size, loss or compute that can be"),
+        ('"7,000,000",2e6,2.5', "column 'N', data row 3 = '7,000,000' is not a number"),
         ("7e4,2e6", "data row 3 has 2 fields, the header has 3"),
     ],
 )
@@ -121,6 +126,14 @@ def test_unreadable_files_are_one_clear_error(tmp_path):
     ):
         with pytest.raises(UserError, match=re.escape(message)):
             read_table(tmp_path / name, MAP)
+
+
+def test_an_integer_too_large_for_a_float_and_a_column_used_twice():
+    study = {"params": [10**400, 2, 3, 4, 5, 6], "tokens": [1, 2, 3, 4, 5, 6], "loss": [3.0, *[2.0] * 5]}
+    with pytest.raises(UserError, match=r"data row 1 = 1000.*\.\.\. is not finite"):
+        build_table(study)
+    with pytest.raises(UserError, match="column 'tokens' is given for params and for tokens"):
+        build_table(study, {"params": "tokens", "tokens": "tokens", "loss": "loss"})
 
 
 def test_all_runs_diverged_says_so():
