@@ -14,6 +14,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from scaling.cli_cost import cost_app
 from scaling.cli_data import data_app
 from scaling.cli_decide import decide, one_budget
 from scaling.cli_design import design
@@ -29,6 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data_app, name="data")
+app.add_typer(cost_app, name="cost")
 
 SweepDir = Annotated[
     Optional[Path],

@@ -37,10 +37,14 @@ def print_json(value: Any) -> None:
 
 
 def console(as_json: bool) -> Any:
-    """Where people read: stdout, or stderr while stdout carries JSON."""
-    from sweeps.display import make_console
+    """Where people read: stdout, or stderr while stdout carries JSON; wide enough where no terminal tells its width."""
+    from rich.console import Console
 
-    return make_console(stderr=as_json)
+    # No markup: a message may hold brackets. No highlighting: numbers carry no meaning by colour.
+    screen = Console(stderr=as_json, markup=False, highlight=False)
+    if not screen.is_terminal:
+        screen.width = 160
+    return screen
 
 
 def find_sweep(given: Path | None) -> Path:

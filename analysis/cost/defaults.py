@@ -42,6 +42,16 @@ class Completed:
     tokens: float
     choices: tuple[Choice, ...]
 
+    @property
+    def chosen(self) -> frozenset[str]:
+        """Fields that were open."""
+        return frozenset(choice.field for choice in self.choices)
+
+    @property
+    def layout_is_guessed(self) -> bool:
+        """Whether the user said nothing of how the run is carried out."""
+        return self.chosen >= {*LAYOUT_FIELDS, "stack", "sharding", "global_batch_size"}
+
 
 def complete_setup(model: Architecture, device: Device, tokens: float | None, given: Mapping[str, Any]) -> Completed:
     """The setup of a run of which `given` says some fields of Setup, by name.
@@ -86,9 +96,7 @@ def step_law_batch(tokens: float) -> float:
     return 0.58 * tokens**0.571
 
 
-def _plain_choices(
-    model: Architecture, device: Device, given: Mapping[str, Any], tokens: float
-) -> list[Choice]:
+def _plain_choices(model: Architecture, device: Device, given: Mapping[str, Any], tokens: float) -> list[Choice]:
     """What does not depend on memory or time."""
     made: dict[str, Choice] = {}
 
@@ -150,9 +158,7 @@ def _with_gpus(setup: Setup, open_fields: set[str], tokens: float) -> tuple[Setu
         if fits(memory(trial), trial.device):
             best = trial
             if _days(trial, tokens) <= _MOST_DAYS:
-                why = (
-                    f"the fewest, doubling, on which it fits and {count(tokens)} tokens take at most {_MOST_DAYS} days"
-                )
+                why = f"the fewest, doubling, on which it fits and all steps take at most {_MOST_DAYS} days"
                 return trial, Choice("num_gpus", num_gpus, why)
     if best is None:
         trial = choose_layout(replace(setup, num_gpus=_counts(setup, tokens)[-1]), open_fields)

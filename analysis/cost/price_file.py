@@ -1,8 +1,8 @@
 """Prices of one's own, from a file with the form of prices.yaml:
 
-    H100:
-      quotes:
-        - {usd: 2.10, date: 2026-10-01, provider: ours, source: contract}
+H100:
+  quotes:
+    - {usd: 2.10, date: 2026-10-01, provider: ours, source: contract}
 """
 
 import math
@@ -49,8 +49,8 @@ def _quote(path: Path, device_name: str, quote: Any) -> dict[str, Any]:
     if not isinstance(quote, Mapping):
         raise UserError(f"{path}: {device_name}: quote = {quote}: must hold usd and date")
     usd, day = quote.get("usd"), quote.get("date")
-    if isinstance(usd, bool) or not isinstance(usd, (int, float)) or not 0 <= usd < math.inf:
-        raise UserError(f"{path}: {device_name}: usd = {usd}: must be 0 or more US dollars per device-hour")
+    if isinstance(usd, bool) or not isinstance(usd, (int, float)) or not 0 < usd < math.inf:
+        raise UserError(f"{path}: {device_name}: usd = {usd}: must be above 0 US dollars per device-hour")
     if type(day) is not date:  # a datetime is a date too, and does not compare with one
         raise UserError(f"{path}: {device_name}: date = {day}: must be the day of the quote, such as 2026-10-01")
     origin = {name: str(quote.get(name, path)) for name in ("provider", "source")}

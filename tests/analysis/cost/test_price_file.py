@@ -30,7 +30,7 @@ def test_quotes_of_a_device_written_as_people_do(tmp_path):
         ("A100:\n  quotes: [{usd: 1, date: 2026-01-01}]\n", "has no price of H100 SXM 80GB, only of A100"),
         ("H100: 3\n", "has no quotes"),
         ("H100:\n  quotes: [3]\n", "quote = 3: must hold usd and date"),
-        ("H100:\n  quotes: [{usd: -1, date: 2026-01-01}]\n", "usd = -1: must be 0 or more"),
+        ("H100:\n  quotes: [{usd: -1, date: 2026-01-01}]\n", "usd = -1: must be above 0"),
         ("H100:\n  quotes: [{usd: .inf, date: 2026-01-01}]\n", "usd = inf: must be"),
         ("H100:\n  quotes: [{usd: 1}]\n", "date = None: must be the day"),
     ],

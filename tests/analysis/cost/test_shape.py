@@ -9,7 +9,9 @@ from analysis.cost.shape import llama_of
 from scaling.errors import UserError
 
 
-@pytest.mark.parametrize("number", [10**exponent for exponent in (5, 5.5, 6, 6.5, 7, 7.5, 8, 8.5, 9, 9.5, 10, 11, 12, 14)])
+@pytest.mark.parametrize(
+    "number", [10**exponent for exponent in (5, 5.5, 6, 6.5, 7, 7.5, 8, 8.5, 9, 9.5, 10, 11, 12, 14)]
+)
 def test_the_number_is_met_within_two_percent_at_a_sensible_shape(number):
     arch = llama_of(number)
     assert parameters(arch).total == pytest.approx(number, rel=0.02)
