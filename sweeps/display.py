@@ -22,15 +22,6 @@ from sweeps.status import CellStatus, SweepStatus
 _LINE_SECONDS = 15.0
 
 
-def make_console(stderr: bool = False) -> Console:
-    """A console for people; where no terminal tells its width, wide enough for the tables."""
-    # No markup: a message may hold brackets. No highlighting: numbers carry no meaning by colour.
-    console = Console(stderr=stderr, markup=False, highlight=False)
-    if not console.is_terminal:
-        console.width = 160
-    return console
-
-
 def _table(title: str | None, texts: list[str], numbers: list[str], more_texts: list[str] | None = None) -> Table:
     """An empty table: columns of text on the left, of numbers on the right, and perhaps text again."""
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False)

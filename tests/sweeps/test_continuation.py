@@ -8,9 +8,9 @@ import shutil
 import pytest
 from sweep_lab import Lab, grid_values
 
+from scaling.cli_options import console
 from scaling.errors import UserError
 from sweeps.continuation import DESIGN_FILE, Wish, read_rounds
-from sweeps.display import make_console
 from sweeps.launch import LaunchOptions, prepare
 from sweeps.plan import read_plan
 
@@ -56,7 +56,7 @@ def copied(continued, tmp_path, monkeypatch):
         options = LaunchOptions(
             grid=str(grid), data=str(continued.corpus.path), sweep_dir=sweep_dir, executor="local", continue_design=wish
         )
-        return prepare(options, make_console())
+        return prepare(options, console(False))
 
     return sweep_dir, prepared
 
