@@ -118,20 +118,27 @@ def calibrate(runs: Sequence[tuple[Setup, float]], source: str) -> Calibration:
         left_out = _rms(
             [_errors([run], replace(shipped, **_fit(rest)))[0] for run, rest in zip(runs, others, strict=True)]
         )
-    noise = math.sqrt(
-        (_NOISE_RUNS * shipped.within**2 + sum(error**2 for error in residuals)) / (_NOISE_RUNS + len(runs))
-    )
-    between = shipped.between * noise / math.sqrt(noise**2 + len(runs) * shipped.between**2)
     return Calibration(
         stack=runs[0][0].stack,
         changes=changes,
-        spread=math.hypot(noise, between),
+        spread=remaining_spread(residuals, between=shipped.between, within=shipped.within),
         num_runs=len(runs),
         before=_rms(_errors(runs, shipped)),
         after=_rms(residuals),
         left_out=left_out,
         source=source,
     )
+
+
+def remaining_spread(residuals: Sequence[float], *, between: float, within: float) -> float:
+    """Standard deviation of ln(step time) of a new run, after a fit that left `residuals` in ln of its runs.
+
+    between, within: the standard deviations before, from one source of runs to another and among those of one.
+    """
+    count = len(residuals)
+    squares = _NOISE_RUNS * within**2 + sum(error**2 for error in residuals)
+    noise = math.sqrt(squares / (_NOISE_RUNS + count))
+    return math.hypot(noise, between * noise / math.sqrt(noise**2 + count * between**2))
 
 
 def _fit(runs: Sequence[tuple[Setup, float]]) -> dict[str, float]:

@@ -42,7 +42,7 @@ _SPREAD = {
     "megatron_2021": (0.85, 1.47),
     "fsdp_compiled": (0.80, 1.25),
     "fsdp_eager": (0.80, 1.25),
-    "eager": (0.80, 1.60),
+    "untuned": (0.80, 1.60),
 }
 
 

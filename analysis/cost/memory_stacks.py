@@ -115,7 +115,7 @@ def _by_stack(setup: Setup, kept: Kept, element: float, low: float | None) -> St
         return StackMemory(kept, element, 4.0, main, logits=element, dummy_gradients=element, weight_copies=copies)
     if setup.stack == "megatron_2021":
         return StackMemory(kept, element, 4.0, main, logits=element + 8.0, keeps_sent=True)
-    if setup.stack == "eager":
+    if setup.stack == "untuned":
         summed = 4.0 + (element if main else 0.0)
         return StackMemory(kept, element, summed, main, gathered=element, reduced=element, keeps_gathered=True)
     logits = 4.0 if setup.stack == "fsdp_compiled" else 12.0

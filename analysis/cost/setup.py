@@ -12,7 +12,7 @@ Recompute = Literal["none", "selective", "full"]
 Sharding = Literal["none", "zero1", "zero2", "zero3"]
 Schedule = Literal["gpipe", "1f1b", "interleaved1f1b", "zbv", "dualpipev"]
 #: What the constants of the cost model are kept by; see stacks.yaml for what each means.
-Stack = Literal["megatron", "megatron_2021", "fsdp_compiled", "fsdp_eager"]
+Stack = Literal["megatron", "megatron_2021", "fsdp_compiled", "fsdp_eager", "untuned"]
 
 
 @dataclass(frozen=True)

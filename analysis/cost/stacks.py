@@ -33,8 +33,8 @@ _FRAMEWORKS: tuple[tuple[str, Stack], ...] = (
     ("olmo", "fsdp_compiled"),
     ("fsdp", "fsdp_eager"),
     ("foundry", "fsdp_eager"),
-    ("nanotron", "fsdp_eager"),
-    ("picotron", "fsdp_eager"),
+    ("nanotron", "untuned"),
+    ("picotron", "untuned"),
     ("hugging", "fsdp_eager"),
     ("accelerate", "fsdp_eager"),
 )

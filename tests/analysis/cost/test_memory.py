@@ -89,7 +89,7 @@ def hugging_face_layer(heads: int, groups: int, hidden: int, inner: int) -> floa
 @pytest.mark.parametrize(("heads", "groups", "hidden", "inner"), [(8, 2, 256, 704), (4, 4, 128, 512), (8, 1, 128, 352)])
 def test_a_layer_keeps_what_autograd_keeps_of_hugging_faces_llama(heads, groups, hidden, inner):
     found = hugging_face_layer(heads, groups, hidden, inner)
-    setup = Setup(llama(2, hidden, heads, inner, 64, groups), A100, 1, 256, 2, stack="eager", sharding="none")
+    setup = Setup(llama(2, hidden, heads, inner, 64, groups), A100, 1, 256, 2, stack="untuned", sharding="none")
     per_layer = memory(replace(setup, model=replace(setup.model, num_layers=3))).tensors["activations"]
     per_layer -= memory(setup).tensors["activations"]
     assert per_layer / 256 == pytest.approx(found, rel=0.01)
@@ -164,8 +164,8 @@ def test_recomputation_sequence_context_and_precision_save_what_they_should():
     whole = memory(Setup(model, A100, 1, 4096, 8)).tensors["activations"]
     assert together.tensors["activations"] == pytest.approx(whole / 8, rel=0.01)
     assert apart.tensors["activations"] > 2.5 * together.tensors["activations"]
-    context = memory(Setup(model, A100, 8, 4096, 8, context_parallel_size=8, stack="eager")).tensors["activations"]
-    assert context == pytest.approx(memory(Setup(model, A100, 1, 4096, 8, stack="eager")).tensors["activations"] / 8)
+    context = memory(Setup(model, A100, 8, 4096, 8, context_parallel_size=8, stack="untuned")).tensors["activations"]
+    assert context == pytest.approx(memory(Setup(model, A100, 1, 4096, 8, stack="untuned")).tensors["activations"] / 8)
     low = Setup(model, A100, 1, 4096, 8, precision="fp8")
     assert memory(low).tensors["activations"] < whole
     assert memory(low).tensors["workspace"] > memory(replace(low, precision="bf16")).tensors["workspace"]

@@ -1,0 +1,74 @@
+"""Constants from one's own runs: known truth is found, a bad fit says so."""
+
+import math
+import random
+from dataclasses import replace
+
+import pytest
+from setups import setup
+
+from analysis.cost.calibration import Calibration, calibrate, step_interval
+from analysis.cost.stacks import constants_of
+from analysis.cost.step import step_time
+from scaling.errors import UserError
+
+LAYOUTS = [
+    {"tensor_parallel_size": tensor, "pipeline_parallel_size": pipeline, "micro_batch_size": micro}
+    for tensor, pipeline, micro in ((1, 8, 1), (2, 4, 1), (4, 2, 2), (8, 1, 4), (4, 4, 1), (8, 2, 1), (2, 8, 2))
+]
+
+
+def machine(**changes):
+    """Times of seven layouts on a machine whose truth differs from the shipped constants."""
+    truth = replace(constants_of("megatron"), **changes)
+    return [(run, step_time(run, truth).total) for run in (setup(**layout) for layout in LAYOUTS)]
+
+
+def test_five_runs_bring_an_odd_machine_within_five_percent():
+    runs = machine(matmul_efficiency=0.7, elementwise=4.0, network_efficiency=0.5)
+    found = calibrate(runs[:5], "mine")
+    for run, seconds in runs[5:]:
+        assert abs(math.log(step_time(run).total / seconds)) > 0.15
+        assert abs(math.log(step_time(run, found.constants).total / seconds)) < 0.05
+    assert found.before > 0.2 > 0.03 > found.after
+    assert found.warning is None
+
+
+def test_the_interval_shrinks_with_runs_and_covers_them():
+    runs = machine(matmul_efficiency=0.75)
+    found = calibrate(runs, "mine")
+    shipped = step_interval(runs[0][0])
+    fitted = step_interval(runs[0][0], found)
+    assert fitted.high / fitted.low < 0.8 * shipped.high / shipped.low
+    assert all(step_interval(run, found).low < seconds < step_interval(run, found).high for run, seconds in runs)
+
+
+def test_a_calibration_leaves_other_stacks_alone():
+    found = calibrate(machine(matmul_efficiency=0.6), "mine")
+    other = setup(stack="fsdp_eager")
+    assert step_interval(other, found) == step_interval(other)
+
+
+def test_times_that_no_constant_explains_are_called_a_bad_fit():
+    noise = random.Random(0)
+    runs = [(run, seconds * math.exp(noise.gauss(0, 0.5))) for run, seconds in machine()]
+    found = calibrate(runs, "mine")
+    assert found.warning is not None and "bad" in found.warning
+    assert found.spread > 0.2
+
+
+def test_file_and_back(tmp_path):
+    found = calibrate(machine(matmul_efficiency=0.7), "mine")
+    path = tmp_path / "calibration.json"
+    path.write_text(found.to_json())
+    assert Calibration.from_file(path).constants == found.constants
+    path.write_text('{"stack": "megatron"}')
+    with pytest.raises(UserError, match="scaling cost calibrate"):
+        Calibration.from_file(path)
+
+
+def test_nothing_to_calibrate_by_and_mixed_stacks_are_errors():
+    with pytest.raises(UserError, match="nothing to calibrate"):
+        calibrate([], "mine")
+    with pytest.raises(UserError, match="2 stacks"):
+        calibrate([(setup(), 1.0), (setup(stack="fsdp_eager"), 1.0)], "mine")

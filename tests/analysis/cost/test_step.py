@@ -1,0 +1,129 @@
+"""Step time from the setup: what makes it longer and shorter, and its accuracy on published runs."""
+
+import math
+import statistics
+from collections import defaultdict
+from dataclasses import fields, replace
+
+import pytest
+from setups import setup
+
+from analysis.cost.counts import flops_per_token
+from analysis.cost.measured import PUBLISHED, describe, measurements, read_rows
+from analysis.cost.stacks import constants_of, stack_names
+from analysis.cost.step import StepTime, step_time
+from analysis.cost.validate import baseline_seconds
+
+
+def test_parts_add_up_and_none_is_negative():
+    for stack in stack_names():
+        found = step_time(setup(stack=stack, context_parallel_size=2, recompute="full"))
+        parts = [getattr(found, field.name) for field in fields(StepTime)]
+        assert found.total == pytest.approx(sum(parts)) and min(parts) >= 0
+
+
+def test_no_run_is_faster_than_its_products_at_the_peak():
+    for change in ({}, {"tensor_parallel_size": 8}, {"pipeline_parallel_size": 1, "sharding": "zero3"}):
+        run = setup(**change)
+        flops = flops_per_token(run.model, run.seq_length, "causal") * run.tokens_per_step
+        assert step_time(run).total > flops / (run.num_gpus * run.device.bf16_flops)
+
+
+def test_pipeline_bubble_shrinks_with_chunks_and_micro_batches_and_zero_bubble_schedules():
+    plain = step_time(setup())
+    chunked = step_time(setup(virtual_pipeline_parallel_size=5, pipeline_schedule="interleaved1f1b"))
+    assert chunked.pipeline_bubble == pytest.approx(plain.pipeline_bubble / 5)
+    share = [step_time(setup(global_batch_size=size)).pipeline_bubble for size in (64, 256)]
+    assert share[0] == pytest.approx(share[1])  # the same seconds, over a quarter of the work
+    assert step_time(setup(pipeline_schedule="zbv")).pipeline_bubble < plain.pipeline_bubble / 2
+    assert step_time(setup(pipeline_parallel_size=1)).pipeline_bubble == 0
+
+
+def test_full_recomputation_adds_a_forward_pass_and_a_share_of_it_that_share():
+    free = step_time(setup())
+    full = step_time(setup(recompute="full"))
+    half = step_time(setup(recompute="full", recompute_share=0.5))
+    assert free.recompute == 0
+    assert half.recompute == pytest.approx(full.recompute / 2)
+    assert full.recompute / full.total == pytest.approx(0.23, abs=0.05)
+
+
+def test_scores_that_are_written_cost_more_than_flash_attention_and_selective_recomputation_repeats_them():
+    flash, written = (step_time(setup(flash_attention=flash)) for flash in (True, False))
+    assert written.attention > 1.5 * flash.attention
+    assert step_time(setup(flash_attention=False, recompute="selective")).recompute > 0
+    assert step_time(setup(recompute="selective")).recompute == 0
+
+
+def test_tensor_ranks_across_nodes_pay_for_the_network():
+    inside, across = (step_time(setup(tensor_parallel_size=size, pipeline_parallel_size=1)) for size in (8, 16))
+    assert across.tensor_communication > 2 * inside.tensor_communication
+
+
+def test_low_precision_speeds_up_products_and_leaves_attention():
+    wide, narrow = (step_time(setup(precision=precision)) for precision in ("bf16", "fp8"))
+    assert 1.4 < wide.linear / narrow.linear < 2.2
+    assert wide.attention == narrow.attention
+
+
+def test_small_models_wait_for_the_host():
+    small = setup("gpt2", num_gpus=8, tensor_parallel_size=1, pipeline_parallel_size=1, seq_length=1024, global_batch_size=64)
+    eager, compiled = (step_time(replace(small, stack=stack)) for stack in ("fsdp_eager", "fsdp_compiled"))
+    assert eager.launch > 0.2 * eager.total
+    assert compiled.launch < 0.1 * eager.launch
+
+
+def test_experts_exchange_tokens_and_more_ranks_hold_fewer():
+    moe = setup("mixtral-8x7b", num_gpus=64, tensor_parallel_size=1, pipeline_parallel_size=1)
+    alone, spread = step_time(moe), step_time(replace(moe, expert_parallel_size=8))
+    assert alone.expert_communication == 0 < spread.expert_communication
+    assert spread.optimizer <= alone.optimizer * 1.01
+
+
+def test_sharded_weights_are_fetched_for_every_micro_batch():
+    few = setup(pipeline_parallel_size=1, tensor_parallel_size=1, sharding="zero3", micro_batch_size=4, stack="fsdp_eager")
+    many = replace(few, micro_batch_size=1, seq_length=512)
+    assert step_time(many).weight_communication / step_time(many).total > step_time(few).weight_communication / step_time(few).total
+
+
+#: Mean absolute errors, percent, that published runs are predicted within; what was measured when it was set is some
+#: points lower. `left out` of benchmarks/cost_constants.py says what to expect of a source that nothing was fitted to.
+GATES = {
+    "korthikanti2022_t5": 8.0,
+    "narayanan2021_t1": 8.0,
+    "megatron_readme_h100": 8.0,
+    "dgxc_gb200": 9.0,
+    "dgxc_maxtext_h100": 8.0,
+    "internevo_7b": 8.0,
+    "vtrain_multi_a100": 11.0,
+    "llm_foundry_mpt": 12.0,
+    "fms_fsdp": 14.0,
+}
+
+
+@pytest.fixture(scope="module")
+def published():
+    """Group -> (ln(predicted / measured), ln(rule / measured)) of the shipped runs."""
+    found = defaultdict(list)
+    for row in read_rows(PUBLISHED):
+        run, seconds = describe(row).setup, measurements(row).step_seconds
+        errors = (step_time(run).total / seconds, baseline_seconds(run) / seconds)
+        found[row["group"]].append(tuple(math.log(error) for error in errors))
+    return found
+
+
+def _mape(logs):
+    return 100 * statistics.fmean(abs(math.expm1(value)) for value in logs)
+
+
+@pytest.mark.parametrize("group", GATES)
+def test_published_runs_are_predicted_within_the_gates_and_better_than_by_one_utilisation(published, group):
+    model, rule = zip(*published[group], strict=True)
+    assert _mape(model) < GATES[group]
+    assert _mape(model) < _mape(rule)
+
+
+def test_nine_of_ten_published_runs_lie_in_the_interval(published):
+    spread = 1.645 * math.hypot(constants_of("megatron").between, constants_of("megatron").within)
+    inside = [abs(error) <= spread for runs in published.values() for error, _ in runs]
+    assert statistics.fmean(inside) > 0.8

@@ -1,0 +1,47 @@
+"""Blind comparison with measured runs, and the verb."""
+
+import pytest
+from measured_rows import row
+
+from analysis.cost.measured import PUBLISHED, read_rows
+from analysis.cost.validate import compare, validate
+
+
+def test_scores_are_those_of_the_rows():
+    predicted = compare([row()])[0][0].predicted.value
+    rows = [row(id="a", step_time_s=str(predicted / 1.1)), row(id="b", step_time_s=str(predicted / 0.8))]
+    found = validate(rows)["groups"]["mine"]["step_time"]
+    assert found["n"] == 2
+    assert found["mape"] == pytest.approx(15.0) and found["median_error"] == pytest.approx(15.0)
+    assert found["bias"] == pytest.approx(-5.0)
+    assert found["coverage"] == 1.0
+    far = validate([row(step_time_s=str(predicted / 3))])["overall"]["step_time"]
+    assert far["coverage"] == 0.0
+
+
+def test_rows_without_a_prediction_are_listed_with_the_reason_and_not_scored():
+    found = validate([row(), row(id="tpu", gpu="TPU-v4"), row(id="empty", step_time_s="")])
+    assert found["overall"]["step_time"]["n"] == 1
+    assert {item["id"] for item in found["not_expressible"]} == {"tpu", "empty"}
+
+
+def test_memory_is_compared_with_what_was_read():
+    rows = [row(peak_mem_GiB="30", mem_metric=metric) for metric in ("torch peak allocated", "nvidia-smi")]
+    allocated, device = (one.predicted.value for one in compare(rows)[0] if one.quantity == "memory")
+    assert device > allocated
+
+
+def test_gpu_hours_come_from_the_layout_or_from_published_runs():
+    facts = {"model": "Llama 2 7B", "params_total_B": "6.738", "tokens_T": "2", "gpu": "A100-80GB", "gpu_hours": "184320"}
+    bare = {**facts, "id": "b", "n_gpus": "", "date": "2023-07"}
+    found = validate([row(**facts, id="a"), bare])["overall"]["gpu_hours"]
+    assert found["n"] == 2
+    assert found["mape"] < 40 and found["baseline_mape"] == pytest.approx(2.4, abs=1.0)
+
+
+def test_shipped_runs_are_better_predicted_than_by_the_rule():
+    found = validate(read_rows(PUBLISHED))
+    step = found["overall"]["step_time"]
+    assert step["mape"] < 0.6 * step["baseline_mape"]
+    assert 0.85 <= step["coverage"] <= 0.97
+    assert found["not_expressible"] == []

@@ -1,0 +1,80 @@
+"""`scaling cost validate` and `calibrate`: the contract of their output."""
+
+import json
+
+import pytest
+
+from scaling.cli import main
+
+ROW = {
+    "id": "a", "group": "mine", "model": "Llama-2 7B", "layers": "32", "hidden": "4096", "heads": "32",
+    "ffn": "11008", "gated": "True", "vocab": "32000", "seq_len": "4096", "gpu": "A100-SXM-80GB", "n_gpus": "64",
+    "tp": "2", "pp": "4", "dp": "8", "micro_batch": "1", "global_batch": "512", "recompute": "none",
+    "precision": "bf16", "framework": "Megatron-Core", "step_time_s": "10",
+}  # fmt: skip
+SCORES = {"n", "mape", "median_error", "bias", "coverage", "baseline_mape"}
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the command line; (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        code = main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return code, out, err
+
+    return call
+
+
+def write(path, rows):
+    path.write_text("\n".join([",".join(rows[0]), *(",".join(row.values()) for row in rows)]) + "\n")
+    return path
+
+
+def test_validate_prints_the_contract(run, tmp_path):
+    path = write(tmp_path / "runs.csv", [ROW, ROW | {"id": "b", "gpu": "TPU-v4"}])
+    code, out, _ = run("cost", "validate", path, "--json")
+    found = json.loads(out)
+    assert code == 0 and set(found) == {"groups", "overall", "not_expressible"}
+    assert set(found["groups"]["mine"]) == {"step_time", "memory", "gpu_hours"}
+    assert set(found["overall"]["step_time"]) == SCORES and found["overall"]["memory"] is None
+    assert found["not_expressible"][0]["id"] == "b" and "TPU-v4" in found["not_expressible"][0]["reason"]
+    code, out, _ = run("cost", "validate", path)
+    assert code == 0 and "step time" in out and "cannot be expressed" in out
+
+
+def test_without_a_table_the_published_runs_are_compared(run):
+    code, out, _ = run("cost", "validate", "--json")
+    assert code == 0 and json.loads(out)["overall"]["step_time"]["n"] > 200
+
+
+def test_calibrate_writes_constants_that_validate_takes(run, tmp_path):
+    rows = [ROW | {"id": str(micro), "micro_batch": str(micro), "step_time_s": str(20 + micro)} for micro in (1, 2, 4)]
+    path, constants = write(tmp_path / "runs.csv", rows), tmp_path / "mine.json"
+    code, out, _ = run("cost", "calibrate", path, "--out", constants, "--json")
+    answer = json.loads(out)
+    assert code == 0 and answer["num_runs"] == 3 and answer["after"] < answer["before"]
+    errors = []
+    for more in ((), ("--calibration", constants)):
+        _, out, _ = run("cost", "validate", path, "--json", *more)
+        errors.append(json.loads(out)["overall"]["step_time"]["mape"])
+    assert errors[1] < errors[0]
+    code, out, _ = run("cost", "calibrate", path, "--out", constants)
+    assert code == 0 and "matmul_efficiency" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("validate", "absent.csv"), "absent.csv"),
+        (("calibrate", "{table}", "--stack", "fsdp_eager"), "megatron"),
+        (("calibrate", "{table}", "--group", "theirs"), "theirs"),
+        (("validate", "{table}", "--calibration", "{table}"), "scaling cost calibrate"),
+    ],
+)
+def test_mistakes_are_one_clear_line(run, tmp_path, arguments, words):
+    table = write(tmp_path / "runs.csv", [ROW])
+    code, _, err = run("cost", *(part.format(table=table) for part in arguments))
+    assert code == 2 and words in err and len(err.strip().splitlines()) == 1
