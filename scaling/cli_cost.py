@@ -3,7 +3,6 @@
 import typer
 
 from scaling.cli_cost_check import calibrate, validate
-from scaling.cli_cost_check import calibrate, validate
 from scaling.cli_cost_estimate import estimate
 from scaling.cli_cost_explain import explain
 from scaling.cli_cost_options import with_run_options
@@ -14,7 +13,5 @@ cost_app = typer.Typer(
 )
 cost_app.command()(with_run_options(estimate))
 cost_app.command()(with_run_options(explain))
-cost_app.command()(calibrate)
-cost_app.command()(validate)
 cost_app.command()(calibrate)
 cost_app.command()(validate)
