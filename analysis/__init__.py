@@ -18,8 +18,20 @@ _HOME = {
     "analyse": "analysis.study",
     "read_table": "analysis.table",
     "build_table": "analysis.table",
+    "confidence_intervals": "analysis.uncertainty",
+    **dict.fromkeys(
+        (
+            *("parameter", "optimum_params", "optimum_tokens", "optimum_loss", "tokens_per_param"),
+            *("wasted_flops", "wasted_usd"),
+        ),
+        "analysis.quantity",
+    ),
 }
-__all__ = ["FORMS", "Estimator", "Fit", "Law", "analyse", "build_table", "choose_form", "fit", "read_table"]
+__all__ = [
+    *("FORMS", "Estimator", "Fit", "Law", "analyse", "build_table", "choose_form", "confidence_intervals", "fit"),
+    *("optimum_loss", "optimum_params", "optimum_tokens", "parameter", "read_table", "tokens_per_param"),
+    *("wasted_flops", "wasted_usd"),
+]
 
 
 def __getattr__(name: str) -> Any:

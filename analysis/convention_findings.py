@@ -44,6 +44,8 @@ def convention_findings(table: Table) -> list[Finding]:
 
 
 def _flops_findings(table: Table) -> list[Finding]:
+    if not {"params", "tokens", "flops"} <= table.values.keys():
+        return []
     log_ratio = np.log(table.flops / (6.0 * table.params * table.tokens))
     if np.abs(log_ratio).max() <= _FLOPS_ROUNDING:
         return []
@@ -92,6 +94,8 @@ def _second_convention(log_ratio: np.ndarray, log_params: np.ndarray) -> np.ndar
 
 def loss_findings(fit: Fit, table: Table) -> list[Finding]:
     """Whether the runs fall into two by ln(measured / fitted loss), as they do when two units are mixed."""
+    if fit.law.target != "loss":
+        return []
     off = np.log(table.loss) - np.log(fit.law.predict(*(table.column(name) for name in fit.law.inputs)))
     ascending = np.sort(off)
     cut = int(np.argmax(np.diff(ascending)))

@@ -102,14 +102,14 @@ def analyse(
     inputs, target = chosen.inputs(estimator.form), runs.column(estimator.form.target)
     laws = refit(inputs, target, bootstrap.counts * chosen.weights, fit)
     intervals = {name: bootstrap.interval(values) for name, values in laws.parameters().items()}
-    findings = form_findings(fit, inputs) + identifiability_findings(fit, inputs, target, chosen.weights)
+    findings = table_findings(table, estimator.form) + convention_findings(table) + loss_findings(fit, runs)
+    findings += form_findings(fit, inputs) + identifiability_findings(fit, inputs, target, chosen.weights)
     about: dict[str, Any] = {"exponents": {}, "isoflop": None, "optimum": [], "predictions": []}
     if isinstance(fit.law, Surface):
         intervals |= {"a": bootstrap.interval(laws.a), "b": bootstrap.interval(laws.b)}
         # Parabolas are least squares, whatever the surface is fitted by, and random weights too narrow for these.
         pairs = draw(len(runs), together, resamples, level, seed, "pairs" if scheme == "weights" else scheme)
         isoflop, isoflop_warnings = _isoflop(runs, groups, pairs, intervals["a"])
-        findings = table_findings(table) + convention_findings(table) + loss_findings(fit, runs) + findings
         findings += optimum_findings(fit, runs) + range_findings(extrapolation)
         findings += isoflop_warnings
         if choice is None:

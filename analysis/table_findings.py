@@ -1,17 +1,20 @@
 """What the rows of a table show before anything is fitted: runs left out, repeated, unfinished, too few."""
 
+from dataclasses import fields
+
 import numpy as np
 
 from analysis.findings import Code, Finding
+from analysis.law import Law
 from analysis.table import HELD_OUT, MID_SCHEDULE, Table
 
-#: Three runs per parameter of the surface.
-_FEW_POINTS = 15
+#: Runs to each parameter of the form that leave something to judge it by.
+_RUNS_PER_PARAMETER = 3
 
 
-def table_findings(table: Table) -> list[Finding]:
-    """Exclusions, checkpoints of unfinished schedules, too few runs, duplicates."""
-    return _excluded(table) + _checkpoints(table) + _numbers(table)
+def table_findings(table: Table, form: type[Law]) -> list[Finding]:
+    """Exclusions, checkpoints of unfinished schedules, too few runs for the form, duplicates."""
+    return _excluded(table) + _checkpoints(table) + _numbers(table, form)
 
 
 def _excluded(table: Table) -> list[Finding]:
@@ -61,6 +64,8 @@ def _checkpoints(table: Table) -> list[Finding]:
     """Rows of one run at several tokens: all but the last of each stand in the middle of its schedule."""
     if "run_id" not in table.columns or "schedule_finished" in table.columns:
         return []  # rows are then known to be runs of their own, or finished
+    if not {"params", "tokens"} <= table.values.keys():
+        return []
     most: dict[tuple[str, float], float] = {}
     for key, tokens in zip(zip(table.run_id, table.params), table.tokens):
         most[key] = max(tokens, most.get(key, 0.0))
@@ -81,23 +86,27 @@ def _checkpoints(table: Table) -> list[Finding]:
     ]
 
 
-def _numbers(table: Table) -> list[Finding]:
+def _numbers(table: Table, form: type[Law]) -> list[Finding]:
     found = []
-    if len(table) < _FEW_POINTS:
+    parameters = len(fields(form))
+    recommended = _RUNS_PER_PARAMETER * parameters
+    if len(table) < recommended:
         found.append(
             Finding(
                 Code.TOO_FEW_POINTS,
-                f"{len(table)} runs for a surface with five parameters: intervals are wide and may be too narrow still",
-                f"use at least {_FEW_POINTS}",
-                {"n_points": len(table), "recommended": _FEW_POINTS},
+                f"{len(table)} runs for a form with {parameters} parameters: intervals are wide and may be too narrow "
+                "still",
+                f"use at least {recommended}",
+                {"n_points": len(table), "recommended": recommended},
             )
         )
-    distinct = len(np.unique(np.stack([table.params, table.tokens, table.loss], 1), axis=0))
+    names = (*form.inputs, form.target)
+    distinct = len(np.unique(np.stack([table.column(name) for name in names], 1), axis=0))
     if distinct < len(table):
         found.append(
             Finding(
                 Code.DUPLICATE_POINTS,
-                f"{len(table) - distinct} run(s) repeat the params, tokens and loss of another to the last digit and "
+                f"{len(table) - distinct} run(s) repeat the {' and '.join(names)} of another to the last digit and "
                 "each counts as a run of its own",
                 "if one run is listed twice, remove the copy, or use --duplicates drop",
                 {"n_duplicates": len(table) - distinct},

@@ -178,3 +178,16 @@ def test_a_table_that_names_clusters_is_resampled_by_them():
     assert "clusters" in methods["clusters"]
     assert methods["runs"] == methods["one"] == SCHEMES["weights"]
     assert analyse(columns, loss="log", resamples=20)["intervals"]["method"] == SCHEMES["pairs"]
+
+
+def test_a_notebook_gets_intervals_of_any_quantity_from_the_package():
+    from analysis import confidence_intervals, fit, optimum_params
+
+    study = isoflop_study(noise=0.003)
+    fitted, wanted = fit(study), optimum_params(1e13)
+    for method in ("pairs", "delta", "profile"):
+        found = confidence_intervals(
+            (study["params"], study["tokens"]), study["loss"], fitted, [wanted], method=method, resamples=50
+        )
+        low, high = found[wanted.name]
+        assert low < wanted.of(fitted.law) < high, method
