@@ -18,6 +18,8 @@ _HELD_OUT_SHARE = 0.1
 _TOP_SHARE = 0.2
 _SIZES_ON_TOP = 5
 _SPAN_ON_TOP = 4.0
+#: No run is bought that lowers the variances of ln N* and ln L* by a smaller share, summed.
+_LEAST_GAIN = 1e-4
 #: Candidates: compute levels, and sizes within a factor of N*.
 _LEVELS = 13
 _SIZES, _SPAN = 17, 16.0
@@ -106,7 +108,11 @@ def propose(
         variances.append(np.diag(covariance)[-2:])
     keep = np.r_[:count, len(covariance) - 2 : len(covariance)]
     covariance = covariance[np.ix_(keep, keep)]
-    order = choose(covariance, cost, budget - first_cost.sum(), belief.noise, gain=relative_gain)
+    rest = float(budget - first_cost.sum())
+    order = choose(covariance, cost, rest, belief.noise, gain=relative_gain, least=_LEAST_GAIN)
+    left = rest - cost[order].sum()
+    if left > _HELD_OUT_SHARE * budget:
+        notes.append(f"{left / budget:.0%} of the budget is not spent: no further run lowers a variance by {_LEAST_GAIN:.2%}")
     for index in order:
         covariance = after_run(covariance, index, belief.noise)
         variances.append(np.diag(covariance)[-2:])
@@ -149,7 +155,7 @@ def _edge_notes(belief: Belief, held: tuple[np.ndarray, np.ndarray], space: Spac
         )
     if belief.x.shape[1]:
         largest = float(6 * np.exp(belief.x.sum(0).max() + belief.centre.sum()))
-        if flops < largest:
+        if flops < largest / _ONE_BUDGET:
             notes.append(
                 f"the held-out run, of {flops:.2e} FLOPs, lies inside the data ({largest:.2e}): a larger budget would "
                 "test how the law extrapolates"

@@ -106,6 +106,9 @@ def read_law_file(path: Path, resamples: int, seed: int) -> SampledLaw:
         raise UserError(f"{path}: cannot be read as a law ({error}): make it with `scaling fit --json`") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: must be a JSON object: make it with `scaling fit --json`")
+    for name, kind in (("form", str), ("parameters", dict)):
+        if not isinstance(data.get(name), kind):
+            raise UserError(f"{path}: {name} = {data.get(name)!r}: holds no law: make it with `scaling fit --json`")
     settings = settings_of(data, str(path))
     table = settings.get("source")
     if isinstance(table, str) and Path(table).is_file():
@@ -121,7 +124,10 @@ def settings_of(law: Mapping[str, Any], where: str) -> dict[str, Any]:
 
     Raises UserError for a file of another version.
     """
-    settings = dict(law.get("settings") or {})
+    settings = law.get("settings") or {}
+    if not isinstance(settings, dict):
+        raise UserError(f"{where}: settings = {settings!r}: was written by another version: make it with `scaling fit`")
+    settings = dict(settings)
     loss = settings.get("loss")
     if loss is not None and loss not in LOSSES:
         raise UserError(

@@ -1,24 +1,25 @@
-"""Which runs tell most for their cost: ours against random, cheapest-first and D-optimal choices of runs.
+"""Which runs tell most for their cost: our designs against random, cheapest-first and D-optimal choices of runs.
 
     python -m benchmarks.design --data FOLDER [--json FILE]
 
-FOLDER holds farseer.csv and datablations.csv (columns params_N, tokens_D, flops_C, loss; farseer: split; datablations:
-epochs). Each strategy spends 1, 5 and 10 % of the cost of all runs outside of the held-out region; the law is then
-fitted in one way (`analysis.design.Belief`, gamma form) and its R^2 over the held-out region is reported. The choices
-are made again at 15, 30, 45, 60 and 80 % of the spending; nothing of the held-out losses is used. Last: the standard
-errors of ln N* and ln L* at 1e23 FLOPs from a tenth of the cost of a 6 x 9 grid, where the form is exactly right.
+FOLDER holds the public tables named in TABLES, as CSV files with the columns params_N, tokens_D, flops_C and loss. Each
+strategy spends 1, 5 and 10 % of the cost of all runs outside of the held-out region; the law is then fitted in one way
+(`analysis.design.Belief`, gamma form) and predicts the held-out runs. The choices are made again at 15, 30, 45, 60 and
+80 % of the spending; nothing of the held-out losses is used. Last, standard errors of ln N* and ln L* at 1e23 FLOPs: a
+proposal for a tenth of the cost of a 6 x 9 grid against that grid, where the form is exactly right.
 """
 
 import argparse
 import csv
 import json
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from analysis.design import (
+    COST_EXPONENT,
     Belief,
     choose,
     ignorance,
@@ -26,62 +27,79 @@ from analysis.design import (
     joint_covariance,
     loss_targets,
     optimum_targets,
-    relative_gain,
     variance_gain,
 )
+from analysis.estimator import Estimator, fit_law
 from analysis.laws import FORMS, ChinchillaLaw
+from analysis.proposal import HELD_OUT, Space, propose
 
 SHARES = (0.01, 0.05, 0.1)
 ROUNDS = (0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
 RANDOM_ORDERS = 20
-SUBSETS = 8
+SUBSETS = 6
+_SIMULATIONS = 400
+
+#: Table -> file, and the rows that are taken. Held out is the tenth with the most compute; of farseer, its own test split.
+TABLES: dict[str, tuple[str, Callable[[dict[str, str]], bool]]] = {
+    "farseer": ("farseer", lambda row: True),
+    # repetition hardly hurts up to four epochs
+    "datablations": ("datablations", lambda row: float(row["epochs"]) <= 4),
+    "kyotakano": ("kyotakano_chinchilla_digitised", lambda row: True),
+    "gemstones, cooled": ("gemstones", lambda row: row["experiment"].startswith("gemstones_cool")),
+    "olmo ladder": ("olmo_ladder", lambda row: True),
+    **{
+        f"gadre {corpus}": ("gadre_overtraining", lambda row, corpus=corpus: row["experiment"].startswith(corpus))
+        for corpus in ("gadre_c4", "gadre_rpj", "gadre_rw")
+    },
+    **{
+        f"porian {name}": ("porian_isoflops", lambda row, name=name: row["experiment"] == f"porian_{name}_standard_val")
+        for name in (
+            *("rw_base_long_kaplan", "rw_base_short_kaplan", "rw_base_short_chinchilla", "rw_tuned_short_const"),
+            *("owt2_base_long_kaplan", "owt2_base_short_kaplan", "owt2_base_short_chinchilla", "owt2_tuned_short_const"),
+        )
+    },
+}
 
 
+@dataclass(frozen=True)
 class Runs:
-    """Runs [n] and held-out runs [t]."""
+    """Runs to choose from, [n] each, and held-out runs, [t] each."""
 
-    def __init__(self, rows: np.ndarray, held_out: np.ndarray) -> None:
-        self.params, self.tokens, self.cost, self.loss = rows[~held_out].T
-        self.target_params, self.target_tokens, _, self.target_loss = rows[held_out].T
+    params: np.ndarray
+    tokens: np.ndarray
+    cost: np.ndarray
+    loss: np.ndarray
+    target_params: np.ndarray
+    target_tokens: np.ndarray
+    target_loss: np.ndarray
 
     def subset(self, seed: int) -> "Runs":
         """Four fifths of the runs, the same held-out ones."""
-        keep = np.random.default_rng(seed).permutation(len(self.cost))[: len(self.cost) * 4 // 5]
-        part = object.__new__(Runs)
-        part.__dict__.update(self.__dict__)
-        for name in ("params", "tokens", "cost", "loss"):
-            setattr(part, name, getattr(self, name)[np.sort(keep)])
-        return part
+        keep = np.sort(np.random.default_rng(seed).permutation(len(self.cost))[: len(self.cost) * 4 // 5])
+        return replace(self, **{name: getattr(self, name)[keep] for name in ("params", "tokens", "cost", "loss")})
 
     def belief(self, chosen: list[int]) -> Belief:
         start = ignorance(FORMS["gamma"], self.params, self.tokens)
         return start.learn(self.params[chosen], self.tokens[chosen], self.loss[chosen]) if chosen else start
 
-    def r_squared(self, chosen: list[int]) -> float:
-        """Of the held-out losses."""
-        error = self.belief(chosen).predict(self.target_params, self.target_tokens) - self.target_loss
-        return float(1 - (error**2).sum() / ((self.target_loss - self.target_loss.mean()) ** 2).sum())
+    def score(self, chosen: list[int]) -> tuple[float, float]:
+        """R^2 of the held-out losses, and the root mean square error of their logarithm."""
+        predicted = self.belief(chosen).predict(self.target_params, self.target_tokens)
+        spread = ((self.target_loss - self.target_loss.mean()) ** 2).sum()
+        r_squared = 1 - ((predicted - self.target_loss) ** 2).sum() / spread
+        return float(r_squared), float(np.sqrt((np.log(predicted / self.target_loss) ** 2).mean()))
 
 
-def farseer(folder: Path) -> Runs:
-    rows = _read(folder / "farseer.csv")
-    return Runs(_numbers(rows), np.array([row["split"] == "test" for row in rows]))
-
-
-def datablations(folder: Path) -> Runs:
-    """Runs of at most four epochs, which repetition hardly hurts; held out: the tenth with the most compute."""
-    rows = [row for row in _read(folder / "datablations.csv") if float(row["epochs"]) <= 4]
-    numbers = _numbers(rows)
-    return Runs(numbers, numbers[:, 2] >= np.quantile(numbers[:, 2], 0.9))
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def _numbers(rows: list[dict[str, str]]) -> np.ndarray:
-    return np.array([[float(row[name]) for name in ("params_N", "tokens_D", "flops_C", "loss")] for row in rows])
+def read_runs(folder: Path, table: str) -> Runs:
+    file, taken = TABLES[table]
+    with open(folder / f"{file}.csv", newline="", encoding="utf-8") as stream:
+        rows = [row for row in csv.DictReader(stream) if taken(row)]
+    numbers = np.array([[float(row[name]) for name in ("params_N", "tokens_D", "flops_C", "loss")] for row in rows])
+    held_out = numbers[:, 2] >= np.quantile(numbers[:, 2], 0.9)
+    if table == "farseer":
+        held_out = np.array([row["split"] == "test" for row in rows])
+    params, tokens, _, loss = numbers[held_out].T
+    return Runs(*numbers[~held_out].T, params, tokens, loss)
 
 
 def in_order(runs: Runs, budget: float, order: np.ndarray) -> list[int]:
@@ -94,8 +112,10 @@ def in_order(runs: Runs, budget: float, order: np.ndarray) -> list[int]:
     return chosen
 
 
-def sequential(runs: Runs, budget: float, gain: Callable, form_error: float) -> list[int]:
-    """Runs chosen by a gain for its cost, again after every round."""
+def sequential(
+    runs: Runs, budget: float, gain: Callable = variance_gain, form_error: float = 0.01, exponent: float = COST_EXPONENT
+) -> list[int]:
+    """Runs chosen by a gain for its cost, again after every round; by default as `analysis.design` does."""
     chosen: list[int] = []
     for share in ROUNDS:
         belief = replace(runs.belief(chosen), form_error=form_error)
@@ -104,85 +124,119 @@ def sequential(runs: Runs, budget: float, gain: Callable, form_error: float) -> 
         spent = runs.cost[chosen].sum()
         used = np.isin(np.arange(len(runs.cost)), chosen)
         pause = share * budget - spent
-        chosen += choose(covariance, runs.cost, budget - spent, belief.noise, False, gain, used, pause)
+        chosen += choose(
+            covariance, runs.cost, budget - spent, belief.noise, False, gain, used, pause, cost_exponent=exponent
+        )
     return chosen
 
 
-def strategies(runs: Runs, budget: float) -> dict[str, list[float]]:
-    """R^2 of each strategy; several of random orders."""
+STRATEGIES: dict[str, Callable[[Runs, float], list[int]]] = {
+    "cheapest first": lambda runs, budget: in_order(runs, budget, np.argsort(runs.cost)),
+    "D-optimal": lambda runs, budget: sequential(runs, budget, information_gain, 0.0, 1.0),
+    "V-optimal, form exact, per cost": lambda runs, budget: sequential(runs, budget, form_error=0.0, exponent=1.0),
+    "V-optimal, per cost": lambda runs, budget: sequential(runs, budget, exponent=1.0),
+    "V-optimal, per cost^(3/4)": sequential,
+}
+
+
+def scores(runs: Runs, share: float) -> Iterator[tuple[str, list[tuple[float, float]]]]:
+    """Of each strategy (R^2, error): on the table, then on parts of it; of random orders, on the table alone."""
     rng = np.random.default_rng(0)
     orders = [rng.permutation(len(runs.cost)) for _ in range(RANDOM_ORDERS)]
-    return {
-        "random": [runs.r_squared(in_order(runs, budget, order)) for order in orders],
-        "cheapest first": [runs.r_squared(in_order(runs, budget, np.argsort(runs.cost)))],
-        "D-optimal": [runs.r_squared(sequential(runs, budget, information_gain, 0.0))],
-        "V-optimal, form exact": [runs.r_squared(sequential(runs, budget, variance_gain, 0.0))],
-        "V-optimal, form error 1 %": [runs.r_squared(sequential(runs, budget, variance_gain, 0.01))],
-        "the same on 4/5 of the runs": [
-            part.r_squared(sequential(part, budget / runs.cost.sum() * part.cost.sum(), variance_gain, 0.01))
-            for part in (runs.subset(seed) for seed in range(SUBSETS))
-        ],
-    }
+    yield "random", [runs.score(in_order(runs, share * runs.cost.sum(), order)) for order in orders]
+    parts = [runs, *(runs.subset(seed) for seed in range(SUBSETS))]
+    for name, strategy in STRATEGIES.items():
+        yield name, [part.score(strategy(part, share * part.cost.sum())) for part in parts]
 
 
-def against_a_grid(form_error: float, share: float = 0.1) -> dict[str, float]:
-    """Standard errors of ln N* and ln L* at 1e23 FLOPs: a design over those of 6 budgets x 9 sizes within 4x of N*.
+def compare(folder: Path) -> dict[str, dict]:
+    """Table -> strategy -> share -> r_squared (of random: the median), r_squared_of_parts, log_loss_error (mean of ln)."""
+    found: dict[str, dict] = {}
+    for table in TABLES:
+        runs = read_runs(folder, table)
+        found[table] = {"runs": len(runs.cost), "held_out": len(runs.target_loss), "strategies": {}}
+        for share in SHARES:
+            for name, pairs in scores(runs, share):
+                r_squared, error = np.array(pairs).T
+                found[table]["strategies"].setdefault(name, {})[str(share)] = {
+                    "r_squared": float(np.median(r_squared) if name == "random" else r_squared[0]),
+                    "r_squared_of_parts": r_squared.tolist(),
+                    "log_loss_error": float(np.exp(np.log(error).mean())),
+                }
+    return found
 
-    Truth: the fit of Besiroglu et al. 2024 (arXiv 2404.10102) to the runs of Hoffmann et al. 2022; noise 0.3 %.
+
+def print_comparison(found: dict[str, dict]) -> None:
+    """R^2 and error of every table, and the error over all, the Porian tables counted as one."""
+    errors: dict[str, dict[str, list[float]]] = {}
+    for table, about in found.items():
+        print(f"{table}: {about['runs']} runs, {about['held_out']} held out; R^2, error of ln L at {SHARES} of the cost")
+        for name, at in about["strategies"].items():
+            cells = [f"{each['r_squared']:7.2f} {100 * each['log_loss_error']:6.2f} %" for each in at.values()]
+            print(f"  {name:<32} {'  '.join(cells)}")
+            study = errors.setdefault(name, {}).setdefault(table.split()[0], [])
+            study.append(np.log([each["log_loss_error"] for each in at.values()]))
+    print("geometric mean error of ln L over studies (tables of one study count as one)")
+    for name, studies in errors.items():
+        mean = np.exp(np.mean([np.mean(each, 0) for each in studies.values()], 0))
+        print(f"  {name:<32} {'  '.join(f'{100 * value:6.2f} %' for value in mean)}")
+
+
+def against_a_grid(form_error: float, share: float) -> dict[str, float]:
+    """Standard errors of ln N* and ln L* at 1e23 FLOPs: a proposal over those of 6 budgets x 9 sizes within 4x of N*.
+
+    Both by the information matrix of a least-squares fit, and the proposal's also from simulated fits. Truth: the fit of
+    Besiroglu et al. 2024 (arXiv 2404.10102) to the runs of Hoffmann et al. 2022; noise 0.3 %.
     """
     law = ChinchillaLaw(E=1.8172, A=477.8, B=2143.4, alpha=0.3473, beta=0.3672)
-
-    def cells(budgets: int, sizes: int, width: float) -> tuple[np.ndarray, np.ndarray]:
-        flops = np.geomspace(1e18, 1e21, budgets).repeat(sizes)
-        params = law.optimum(flops).params * np.tile(np.geomspace(1 / width, width, sizes), budgets)
-        return params, flops / 6 / params
-
-    grid, candidates = cells(6, 9, 4.0), cells(13, 17, 4.0)
-    known = ignorance(ChinchillaLaw, *candidates, form_error=form_error)
+    flops = np.geomspace(1e18, 1e21, 6).repeat(9)
+    params = law.optimum(flops).params * np.tile(np.geomspace(0.25, 4.0, 9), 6)
+    grid, total = (params, flops / 6 / params), flops.sum()
+    known = ignorance(ChinchillaLaw, *grid, form_error=form_error)
     known = replace(known, mean=law.coordinates(known.centre))
     targets = optimum_targets(known, 1e23)
-    cost, total = 6 * candidates[0] * candidates[1], (6 * grid[0] * grid[1]).sum()
-    covariance = joint_covariance(known, *candidates, targets)
-    chosen = choose(covariance, cost, share * total, known.noise, gain=relative_gain)
+    found = propose(known, 1e23, share * total, Space(1e18), lambda params, tokens: 6 * params * tokens)
+    kept = np.array(found.role) != HELD_OUT
 
-    def errors(params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    def expected(params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         jacobian = known.gradient(known.place(params, tokens))
         spread = known.noise**2 * np.linalg.inv(jacobian @ jacobian.T)
         return np.sqrt(np.diag(targets.gradient.T @ spread @ targets.gradient))
 
-    ratio = errors(candidates[0][chosen], candidates[1][chosen]) / errors(*grid)
-    largest = float(cost[chosen].max())
-    return {"runs": len(chosen), "cost": float(cost[chosen].sum() / total), "largest_flops": largest} | {
-        "ratio_ln_params": float(ratio[0]),
-        "ratio_ln_loss": float(ratio[1]),
+    def simulated(params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        rng, loss = np.random.default_rng(0), law.loss(params, tokens)
+        noisy = loss * np.exp(known.noise * rng.standard_normal((_SIMULATIONS, len(loss))))
+        laws = [fit_law((params, tokens), one, Estimator(loss="log")).law.optimum(1e23) for one in noisy]
+        return np.log([(best.params, best.loss) for best in laws]).std(0, ddof=1)
+
+    without = found.params[kept], found.tokens[kept]
+    ratios = {
+        "": expected(*without) / expected(*grid),
+        "_released": expected(found.params, found.tokens) / expected(*grid),
+        "_simulated": simulated(*without) / simulated(*grid),
+    }
+    about = {"runs": len(kept), "cost": float(found.cost.sum() / total), "largest_flops": float(found.cost.max())}
+    return about | {
+        f"ratio_{name}{how}": float(ratio[index])
+        for how, ratio in ratios.items()
+        for index, name in enumerate(("ln_params", "ln_loss"))
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of farseer.csv and datablations.csv")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the public tables")
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     options = parser.parse_args()
-    found: dict = {"r_squared": {}, "against_6x9_grid": {}}
-    for runs_of in (farseer, datablations):
-        runs = runs_of(options.data)
-        held_out = len(runs.target_loss)
-        print(f"{runs_of.__name__}: {len(runs.cost)} runs, {held_out} held out; R^2 at {SHARES} of the cost")
-        by_share = [strategies(runs, share * runs.cost.sum()) for share in SHARES]
-        for name in by_share[0]:
-            values = [at[name] for at in by_share]
-            found["r_squared"].setdefault(runs_of.__name__, {})[name] = dict(zip(map(str, SHARES), values))
-            shown = "  ".join(
-                f"{np.median(each):6.2f}" + (f" ({min(each):.2f} to {max(each):.2f})" if len(each) > 1 else "")
-                for each in values
-            )
-            print(f"  {name:<28} {shown}")
+    found: dict = {"tables": compare(options.data), "against_6x9_grid": []}
+    print_comparison(found["tables"])
+    print("6 x 9 grid: standard errors of ln N*, ln L* over the grid's (held-out run learned from; simulated)")
     for form_error in (0.0, 0.01):
-        against = found["against_6x9_grid"][str(form_error)] = against_a_grid(form_error)
-        print(
-            f"6 x 9 grid, form error {form_error:g}: {against['cost']:.1%} of its cost in {against['runs']} runs gives "
-            f"{against['ratio_ln_params']:.2f} x its s.e. of ln N*, {against['ratio_ln_loss']:.2f} x that of ln L*"
-        )
+        for share in (0.1, 0.12):
+            ratio = against_a_grid(form_error, share)
+            found["against_6x9_grid"].append({"form_error": form_error, "share": share, **ratio})
+            by_how = [f"{ratio[f'ratio_ln_params{how}']:.2f}, {ratio[f'ratio_ln_loss{how}']:.2f}" for how in ("", "_released", "_simulated")]
+            print(f"  form error {form_error:g}, {share:.0%} of its cost, {ratio['runs']} runs: {' | '.join(by_how)}")
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -94,5 +94,55 @@ def test_people_read_the_cells_and_what_each_part_buys(run):
     ],
 )
 def test_mistakes(run, arguments, said):
+    check_mistake(run, arguments, said)
+
+
+FORM = "E + A/N^alpha + B/D^beta"
+PARAMETERS = {"E": 1.7, "A": 400.0, "B": 1500.0, "alpha": 0.34, "beta": 0.36}
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ("hello", "cannot be read as a law"),
+        ([1], "must be a JSON object"),
+        ({}, "holds no law"),
+        (PARAMETERS, "form = None: holds no law"),
+        ({"form": FORM, "parameters": {**PARAMETERS, "beta": None}}, "parameters.beta"),
+        ({"form": FORM, "parameters": PARAMETERS, "settings": [1]}, "another version"),
+        ({"form": FORM, "parameters": PARAMETERS, "settings": {"loss": "Huber (1e-3)"}}, "another version"),
+    ],
+)
+def test_a_law_of_an_older_format_is_named(run, tmp_path, content, said):
+    (tmp_path / "old.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    check_mistake(run, ("old.json", "--target", 1e22, "--flops", 1e20, "--smallest", 1e18), said)
+
+
+@pytest.mark.parametrize(
+    "rows, said",
+    [
+        ([], "0 finished runs"),
+        ([(1e6, 2e7, 3.0, "finished")], "1 finished runs"),
+        ([(1e6 * i, 2e7, "nan", "diverged") for i in range(1, 9)], "8 more are left out: status diverged"),
+    ],
+)
+def test_too_few_records_are_counted(run, tmp_path, rows, said):
+    with open(tmp_path / "few.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("params", "tokens", "loss", "status"), *rows])
+    check_mistake(run, ("few.csv", "--target", 1e22, "--flops", 1e20), said)
+
+
+def test_a_budget_without_end_ends(run):
+    found = designed(run, "runs.csv", "--target", 1e22, "--flops", 1e60)
+    assert sum(cell["seeds"] for cell in found["cells"]) < 2000 and "is not spent" in " ".join(found["notes"])
+
+
+def test_noise_is_read_from_the_records_unless_it_is_given(run):
+    found, given = (designed(run, "runs.csv", "--target", 1e22, "--flops", 1e21, *more) for more in ((), ("--noise", 1e-3)))
+    assert found["assumed"]["noise"] == pytest.approx(0.002, rel=0.8) and "15 runs" in found["assumed"]["noise_source"]
+    assert (given["assumed"]["noise"], given["assumed"]["noise_source"]) == (1e-3, "as given")
+
+
+def check_mistake(run, arguments, said):
     code, out, err = run(*arguments)
     assert code == 2 and said in err and len(err.strip().splitlines()) == 1, out + err
