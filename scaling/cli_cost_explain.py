@@ -94,7 +94,7 @@ def _show(run: Run, found: "Waterfall", plot: Path | None) -> None:
     for reason in found.reasons:
         line(f"  {100 * reason.share:.0f} % {reason.part}: {PART_TEXTS[reason.part]}; {_remedy(reason)}")
     if found.best is not None:
-        line(f"  of all changes tried, {_trial(found.best, total)}")
+        line(f"  of all single changes of the layout, {_trial(found.best, total)}")
     if plot is not None:
         line(f"wrote {plot}")
 
@@ -118,5 +118,5 @@ def _remedy(reason: "Reason") -> str:
 
 def _trial(trial: "Trial", total: float) -> str:
     fits = f"{trial.peak_gib:.3g} GiB" + ("" if trial.fits else ", which does not fit")
-    note = ", a change of the training itself" if trial.change.startswith("global_batch_size") else ""
+    note = "; this alters the training itself" if trial.alters_training else ""
     return f"{trial.change}: step {100 * (trial.seconds / total - 1):+.1f} % for as many tokens, {fits}{note}"

@@ -48,6 +48,8 @@ class Trial:
     part_seconds: float
     peak_gib: float
     fits: bool
+    #: Whether other numbers come out: another batch or precision.
+    alters_training: bool
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -56,7 +58,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Reason:
-    """One of the largest parts, and the change that shortens the step most by shrinking it; None where none does.
+    """One of the largest parts, and the change that shortens the step and leaves least of it; None where none does.
 
     The change fits where any such change does; else `Trial.fits` says that it does not.
     """
@@ -69,7 +71,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Waterfall:
-    """The parts of a step and of a GPU's memory, the reasons, and the best single change of all that were tried."""
+    """The parts of a step and of a GPU's memory, the reasons, and the layout a single change away that is fastest."""
 
     time: StepTime
     memory: MemoryEstimate
@@ -95,8 +97,12 @@ def waterfall(setup: Setup, constants: Constants | None = None) -> Waterfall:
     tried = [(change, after, step_time(after, constants)) for change, after in _changes(setup) if is_possible(after)]
     largest = sorted((field.name for field in fields(time)), key=lambda name: -getattr(time, name))[:_LARGEST]
     reasons = tuple(_reason(part, time, tried, setup) for part in largest)
-    best = _best(tried, time.total, "total", setup)
-    return Waterfall(time, memory(setup), reasons, best)
+    layouts = [one for one in tried if not _alters_training(setup, one[1])]
+    return Waterfall(time, memory(setup), reasons, _best(layouts, time.total, "total", setup))
+
+
+def _alters_training(before: Setup, after: Setup) -> bool:
+    return (after.precision, after.global_batch_size) != (before.precision, before.global_batch_size)
 
 
 def _reason(part: str, time: StepTime, tried: list[_Tried], setup: Setup) -> Reason:
@@ -106,14 +112,22 @@ def _reason(part: str, time: StepTime, tried: list[_Tried], setup: Setup) -> Rea
 
 
 def _best(tried: list[_Tried], total: float, part: str, setup: Setup) -> Trial | None:
-    """The change that shortens the step most: of those that fit, else of all; None where none is worth it."""
+    """Of the changes that shorten the step, the one that leaves least of the part.
+
+    Those that leave the training as it is come first, and those that fit before all others.
+    """
+    shorter = [one for one in tried if _seconds(one, "total", setup) < total * (1 - _WORTH)]
     best: Trial | None = None
-    for one in sorted(tried, key=lambda one: _seconds(one, "total", setup)):
-        seconds = _seconds(one, "total", setup)
-        if seconds >= total * (1 - _WORTH):
-            break
+    for one in sorted(shorter, key=lambda one: (_alters_training(setup, one[1]), _seconds(one, part, setup))):
         held = memory(one[1])
-        trial = Trial(one[0], seconds, _seconds(one, part, setup), held.device / 2**30, fits(held, setup.device))
+        trial = Trial(
+            change=one[0],
+            seconds=_seconds(one, "total", setup),
+            part_seconds=_seconds(one, part, setup),
+            peak_gib=held.device / 2**30,
+            fits=fits(held, setup.device),
+            alters_training=_alters_training(setup, one[1]),
+        )
         if trial.fits:
             return trial
         best = best or trial
@@ -130,8 +144,9 @@ def _changes(setup: Setup) -> Iterator[tuple[str, Setup]]:
     for name in ("micro_batch", "tensor_parallel", "pipeline_parallel", "context_parallel", "expert_parallel"):
         field = f"{name}_size"
         size = getattr(setup, field)
-        for changed in (2 * size, size // 2):
-            if changed >= 1 and changed * 2 != size * 2 and (size % 2 == 0 or changed > size):
+        for changed in [2 * size] + [size // 2] * (size % 2 == 0):
+            leaves_links = name == "tensor_parallel" and changed > max(size, setup.device.scale_up_size)
+            if not leaves_links:
                 yield f"{field} {size} -> {changed}", replace(setup, **{field: changed})
     if setup.pipeline_parallel_size > 1 and setup.pipeline_schedule in ("1f1b", "interleaved1f1b"):
         chunks = setup.virtual_pipeline_parallel_size

@@ -87,6 +87,23 @@ def test_intervals_multiply_through_and_what_one_knows_narrows_them(run):
     assert green["co2_kg"]["value"] == pytest.approx(0.05 * green["energy_kwh"]["value"])
 
 
+def test_a_calibration_decides_stack_time_and_interval(run, tmp_path):
+    fitted = {"stack": "fsdp_eager", "changes": {"matmul_efficiency": 0.5}, "spread": 0.02, "num_runs": 9}
+    fitted |= {"before": 0.3, "after": 0.02, "left_out": 0.03, "source": "mine.csv"}
+    (tmp_path / "calibration.json").write_text(json.dumps(fitted))
+    arguments = ("--params", "7B", "--tokens", "1T", "--gpu", "H100", "--num-gpus", 64)
+    shipped = answered(run, *arguments, "--stack", "fsdp_eager")
+    found = answered(run, *arguments, "--calibration", "calibration.json")
+    assert found["setup"]["stack"] == "fsdp_eager"
+    assert found["step_time_s"]["value"] > 1.2 * shipped["step_time_s"]["value"]
+    assert found["step_time_s"]["high"] / found["step_time_s"]["value"] == pytest.approx(math.exp(1.645 * 0.02))
+    assert "9 runs of mine.csv" in found["sources"]["step_time_s"]
+    other = answered(run, *arguments, "--calibration", "calibration.json", "--stack", "megatron")
+    assert any("not used for megatron" in warning for warning in other["warnings"])
+    explained = answered(run, *arguments, "--calibration", "calibration.json", verb="explain")
+    assert explained["step_time_s"]["total"] == pytest.approx(found["step_time_s"]["value"])
+
+
 def test_size_tokens_and_gpu_are_enough(run):
     found = answered(run, "--params", "7B", "--tokens", "1T", "--gpu", "H100")
     assert found["parameters"]["total"] == pytest.approx(7e9, rel=0.02)

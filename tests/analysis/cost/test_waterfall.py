@@ -39,16 +39,55 @@ def test_the_bubble_of_a_deep_pipeline_is_a_reason_and_its_remedy_shrinks_it():
     assert bubble.remedy.part_seconds < 0.7 * bubble.seconds and bubble.remedy.seconds < found.time.total
 
 
-def test_the_best_change_is_as_fast_as_said_and_fits():
-    setup = replace(SETUP, recompute="full")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"recompute": "full"},
+        {"pipeline_parallel_size": 16, "num_gpus": 1024, "global_batch_size": 128},
+        {"tensor_parallel_size": 4},
+        {"micro_batch_size": 2},
+        {"sharding": "none", "precision": "fp8"},
+    ],
+)
+def test_a_change_does_what_is_said_of_it(changes):
+    setup = replace(SETUP, **changes)
     found = waterfall(setup)
-    assert found.best.fits and found.best.seconds < found.time.total
-    field, before, _, after = found.best.change.split()
-    changed = replace(setup, **{field: type(getattr(setup, field))(after)})
+    said = [(reason.part, reason.remedy) for reason in found.reasons if reason.remedy is not None]
+    said += [("total", found.best)] if found.best is not None else []
+    assert said
+    for part, trial in said:
+        changed = _after(setup, trial.change)
+        scale = setup.tokens_per_step / changed.tokens_per_step
+        assert step_time(changed).total * scale == pytest.approx(trial.seconds) and trial.seconds < found.time.total
+        assert getattr(step_time(changed), part) * scale == pytest.approx(trial.part_seconds)
+        assert fits(memory(changed), setup.device) == trial.fits
+        assert memory(changed).device / 2**30 == pytest.approx(trial.peak_gib)
+
+
+def _after(setup, change):
+    """The setup after "field before -> after"."""
+    field, before, _, after = change.split()
     assert str(getattr(setup, field)) == before
-    scale = setup.tokens_per_step / changed.tokens_per_step
-    assert step_time(changed).total * scale == pytest.approx(found.best.seconds)
-    assert fits(memory(changed), setup.device) and memory(changed).device / 2**30 == pytest.approx(found.best.peak_gib)
+    changed = replace(setup, **{field: type(getattr(setup, field))(after)})
+    return replace(changed, pipeline_schedule="interleaved1f1b") if field.startswith("virtual") else changed
+
+
+def test_the_best_change_is_of_the_layout_and_fits_where_any_does():
+    found = waterfall(replace(SETUP, recompute="full", pipeline_parallel_size=4))
+    assert found.best.fits and found.best.change == "recompute full -> none"
+    tight = replace(SETUP, recompute="full", pipeline_parallel_size=2, micro_batch_size=4, global_batch_size=1024)
+    found = waterfall(tight).best
+    assert not fits(memory(replace(tight, recompute="none")), tight.device)
+    assert step_time(replace(tight, recompute="none")).total < found.seconds and found.fits
+
+
+def test_doubling_the_batch_halves_the_bubble_of_as_many_tokens():
+    interleaved = {"virtual_pipeline_parallel_size": 10, "pipeline_schedule": "interleaved1f1b"}  # as much as there is
+    found = waterfall(replace(SETUP, num_gpus=1024, global_batch_size=16, **interleaved))
+    bubble = next(reason for reason in found.reasons if reason.part == "pipeline_bubble")
+    changed = bubble.remedy
+    assert changed.change == "global_batch_size 16 -> 32" and changed.alters_training
+    assert changed.part_seconds < 0.6 * bubble.seconds and changed.seconds < found.time.total
 
 
 def test_a_change_that_does_not_fit_says_so():
