@@ -19,8 +19,8 @@ from analysis.quantity import Quantity, optimum_params
 from analysis.surface import Surface
 
 _FLAT_DECADES = 1.0
-#: Standard errors below are rounding: rows without noise determine everything.
-_EXACT = 1e-6
+#: Residuals of ln L below are rounding: rows without noise determine everything.
+_EXACT = 1e-9
 _LEVEL = 0.9
 #: Standard error of a logarithm (delta method) below which no profile is needed: a fortieth of a decade.
 _SURE = 0.06
@@ -43,9 +43,9 @@ def identifiability_findings(
     """
     if fit.law.target != "loss" or len(target) <= len(fit.coordinates):
         return []
-    around = covariance(inputs, target, fit, weights)
-    if not np.sqrt(np.trace(around.matrix)) > _EXACT:
+    if np.abs(np.log(fit.law.predict(*inputs) / target)).max() < _EXACT:
         return []
+    around = covariance(inputs, target, fit, weights)
     flat = _flat(fit, inputs, target, weights, around)
     return flat + (_rivals(fit, inputs, target, weights, around) if isinstance(fit.law, Surface) else [])
 
@@ -56,7 +56,14 @@ def _flat(
     bound = fit.law.at_bound(*inputs)  # these are said to be at their limit, which is more
     flat = {}
     for name, quantity in _judged(fit, inputs, around.centre).items():
-        if name in bound or name in fit.estimator.held or around.standard_error(quantity) < _SURE:
+        if name in bound or name in fit.estimator.held:
+            continue
+        with np.errstate(invalid="ignore"):
+            error = around.standard_error(quantity)
+        if error < _SURE:
+            continue
+        if np.isnan(error):  # a direction without curvature: no profile can be begun
+            flat[name] = {"low": 0.0, "high": np.inf, "decades": np.inf}
             continue
         found = profile(inputs, target, fit, quantity, weights, level=_LEVEL, points=_POINTS)
         if found.decades >= _FLAT_DECADES:
@@ -102,7 +109,8 @@ def _rivals(
     flops = _most_compute(inputs)
     searched = fit_law(inputs, target, replace(fit.estimator, num_starts=_NUM_STARTS), weights)
     # Deviance: twice the rise of the objective, in units of the noise, as in `analysis.profile`.
-    rise = 2 * (searched.optima_objectives - fit.objective) * np.trace(around.bread) / np.trace(around.matrix)
+    scale = np.trace(around.bread) / abs(np.trace(around.matrix))
+    rise = 2 * (searched.optima_objectives - fit.objective) * scale
     reached = rise <= student_quantile(_LEVEL, around.degrees) ** 2
     if not reached.any():
         return []

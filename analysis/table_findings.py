@@ -106,7 +106,7 @@ def _numbers(table: Table, form: type[Law]) -> list[Finding]:
         found.append(
             Finding(
                 Code.DUPLICATE_POINTS,
-                f"{len(table) - distinct} run(s) repeat the {' and '.join(names)} of another to the last digit and "
+                f"{len(table) - distinct} run(s) repeat the {', '.join(names)} of another to the last digit and "
                 "each counts as a run of its own",
                 "if one run is listed twice, remove the copy, or use --duplicates drop",
                 {"n_duplicates": len(table) - distinct},

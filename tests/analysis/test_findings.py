@@ -221,3 +221,20 @@ def test_optima_that_agree_on_the_size_are_one():
     table = build_table(isoflop_study(noise=0.01))
     fit = fit_law((table.params, table.tokens), table.loss, Estimator())
     assert len(fit.optima) > 1 and fit.optima == pytest.approx(np.tile(fit.coordinates, (len(fit.optima), 1)), abs=1e-3)
+
+
+def test_tokens_that_hardly_vary_leave_their_exponent_unidentified():
+    params = np.repeat(np.geomspace(1e7, 1e9, 8), 4)
+    tokens = 1.3e11 * (1 + 0.01 * np.tile(np.arange(4), 8))
+    law = ChinchillaLaw(E=1.8, A=400.0, B=1500.0, alpha=0.34, beta=0.36)
+    loss = law.loss(params, tokens) * np.exp(0.002 * np.random.default_rng(0).standard_normal(32))
+    flat = warnings({"params": params, "tokens": tokens, "loss": loss})["UNIDENTIFIED"]["parameters"]
+    assert {"E", "beta", "N*"} <= flat.keys() and "alpha" not in flat
+
+
+def test_forms_of_other_inputs_have_their_rows_looked_at_too():
+    study = isoflop_study(noise=0.002)
+    study = {"flops": study["flops_budget"], "loss": study["loss"], "status": ["diverged"] + ["finished"] * 41}
+    found = warnings(study | {"dataset": ["a", "b"] * 21}, form="compute")
+    assert found["DIVERGED_RUNS_EXCLUDED"]["n_runs"] == 1
+    assert found["MIXED_CONVENTIONS"] == {"column": "dataset", "values": {"b": 21, "a": 20}}
