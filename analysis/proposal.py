@@ -20,9 +20,9 @@ _SIZES_ON_TOP = 5
 _SPAN_ON_TOP = 4.0
 #: No run is bought that lowers the variances of ln N* and ln L* by a smaller share, summed.
 _LEAST_GAIN = 1e-4
-#: Candidates: compute levels, and sizes within a factor of N*.
+#: Candidates: compute levels, and sizes at each.
 _LEVELS = 13
-_SIZES, _SPAN = 17, 16.0
+_SIZES = 17
 #: The search for the largest compute: steps in ln C, and how far it looks for one that can be trained at all.
 _RISE, _LEAST_RANGE = 0.1, 5.0
 #: Runs of three sizes whose 6ND lie within this factor make an IsoFLOP.
@@ -36,12 +36,14 @@ class Space:
     """Where new runs may lie.
 
     smallest_flops: least compute (6ND) of a run. sizes [s]: params of the models there are; None: any. levels [b]:
-    compute at which cells are chosen, beside that of the top IsoFLOP; None: spaced evenly in the logarithm.
+    compute at which cells are chosen, beside that of the top IsoFLOP; None: spaced evenly in the logarithm. span: by
+    which factor a size may miss N*.
     """
 
     smallest_flops: float
     sizes: np.ndarray | None = None
     levels: np.ndarray | None = None
+    span: float = 16.0
 
     def around(self, optimum: float, span: float, count: int) -> np.ndarray:
         """Up to `count` sizes from optimum / span to optimum x span, evenly in the logarithm."""
@@ -185,7 +187,7 @@ def _candidates(
     levels = np.geomspace(space.smallest_flops, largest, _LEVELS)
     if space.levels is not None:
         levels = np.unique(np.append(space.levels[space.levels <= largest * _ONE_BUDGET], largest if len(top[0]) else []))
-    sizes = [space.around(belief.law.optimum(level).params, _SPAN, _SIZES) for level in levels]
+    sizes = [space.around(belief.law.optimum(level).params, space.span, _SIZES) for level in levels]
     params = np.concatenate([np.empty(0), *sizes])
     tokens = np.repeat(levels, [len(some) for some in sizes]) / 6 / params
     held_out = np.isclose(params, held[0][0], rtol=1e-3) & (np.abs(np.log(tokens / held[1][0])) < np.log(_ONE_BUDGET))

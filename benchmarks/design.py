@@ -48,8 +48,8 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, str]], bool]]] = {
     "gemstones, cooled": ("gemstones", lambda row: row["experiment"].startswith("gemstones_cool")),
     "olmo ladder": ("olmo_ladder", lambda row: True),
     **{
-        f"gadre {corpus}": ("gadre_overtraining", lambda row, corpus=corpus: row["experiment"].startswith(corpus))
-        for corpus in ("gadre_c4", "gadre_rpj", "gadre_rw")
+        f"gadre {corpus}": ("gadre_overtraining", lambda row, name=f"gadre_{corpus}": row["experiment"].startswith(name))
+        for corpus in ("c4", "rpj", "rw")
     },
     **{
         f"porian {name}": ("porian_isoflops", lambda row, name=name: row["experiment"] == f"porian_{name}_standard_val")
@@ -235,7 +235,10 @@ def main() -> None:
         for share in (0.1, 0.12):
             ratio = against_a_grid(form_error, share)
             found["against_6x9_grid"].append({"form_error": form_error, "share": share, **ratio})
-            by_how = [f"{ratio[f'ratio_ln_params{how}']:.2f}, {ratio[f'ratio_ln_loss{how}']:.2f}" for how in ("", "_released", "_simulated")]
+            by_how = [
+                f"{ratio[f'ratio_ln_params{how}']:.2f}, {ratio[f'ratio_ln_loss{how}']:.2f}"
+                for how in ("", "_released", "_simulated")
+            ]
             print(f"  form error {form_error:g}, {share:.0%} of its cost, {ratio['runs']} runs: {' | '.join(by_how)}")
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")

@@ -186,9 +186,10 @@ def design_round(sweep_dir: Path, family: Family, cells: list[Cell], pricing: Pr
         why = f" ({BUDGET_FACTOR:g} x what the {len(finished)} finished cells cost)"
     offers = _Offers(family, pricing, wish.kind, [cell for cell, state in zip(cells, states) if state == "diverged"])
     levels = np.unique([cell.flops_budget for cell in cells])
+    space = Space(float(compute.min()), offers.sizes, levels, family.profile.design.span)  # where the rules are meant for
     waiting = [cell for cell, state in zip(cells, states) if state == "open"]
     found = propose(
-        *(belief, target, budget, Space(float(compute.min()), offers.sizes, levels), offers.costs),
+        *(belief, target, budget, space, offers.costs),
         (np.array([_params(cell) for cell in waiting]), np.array([float(cell.config.tokens) for cell in waiting])),
     )
     seeds: dict[str, int] = {}

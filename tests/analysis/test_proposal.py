@@ -92,6 +92,13 @@ def test_runs_that_have_a_larger_isoflop_need_no_new_one():
     assert of_role(beyond, TOP).sum() == 5 and not beyond.notes
 
 
+def test_sizes_stay_within_the_span():
+    found = propose(knowing(), 1e23, 1e21, Space(1e18, span=3.0), flops)
+    chosen = of_role(found, CHOSEN)
+    best = LAW.optimum(flops(found.params, found.tokens)).params
+    assert (np.abs(np.log(found.params / best))[chosen] <= np.log(3.0) + 1e-9).all()
+
+
 def test_a_family_that_ends_too_early_is_named():
     found = propose(knowing(), 1e23, 1e21, Space(1e18, np.geomspace(1e7, 1e8, 10)), flops)
     assert "1e+07 to 1e+08: add sizes" in found.notes[0]
