@@ -150,7 +150,7 @@ def scores(runs: Runs, share: float) -> Iterator[tuple[str, list[tuple[float, fl
 
 
 def compare(folder: Path) -> dict[str, dict]:
-    """Table -> strategy -> share -> r_squared (of random: the median), r_squared_of_parts, log_loss_error (mean of ln)."""
+    """Table -> strategy -> share -> r_squared (of random: the median) and its range over parts, log_loss_error."""
     found: dict[str, dict] = {}
     for table in TABLES:
         runs = read_runs(folder, table)
@@ -160,7 +160,7 @@ def compare(folder: Path) -> dict[str, dict]:
                 r_squared, error = np.array(pairs).T
                 found[table]["strategies"].setdefault(name, {})[str(share)] = {
                     "r_squared": float(np.median(r_squared) if name == "random" else r_squared[0]),
-                    "r_squared_of_parts": r_squared.tolist(),
+                    "r_squared_range": [float(r_squared.min()), float(r_squared.max())],
                     "log_loss_error": float(np.exp(np.log(error).mean())),
                 }
     return found
