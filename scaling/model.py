@@ -69,11 +69,14 @@ class LayerNorm(nn.LayerNorm):
     """(x - mean) / sqrt(variance + epsilon), times weight plus bias if there are any, in float32 at least."""
 
     kernels: Kernels
+    #: Of what it hands on; None: of its input.
+    dtype: torch.dtype | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        dtype = self.dtype or x.dtype
         if self.weight is None:
-            return F.layer_norm(x, self.normalized_shape, eps=self.eps)
-        return self.kernels["layer_norm"](x, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps, x.dtype)
+            return F.layer_norm(x, self.normalized_shape, eps=self.eps).to(dtype)
+        return self.kernels["layer_norm"](x, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps, dtype)
 
 
 def _norm(config: ModelConfig, region: Region) -> nn.Module:
@@ -336,9 +339,8 @@ class Transformer(nn.Module):
             norms.append(self.final_norm)
             self.fused_head = fuse and self.region.axis.size == 1
             fused |= {"linear_cross_entropy"} if self.fused_head else set()
-        if self.config.normalization == "rmsnorm":
-            for norm in norms:
-                norm.dtype = dtype
+        for norm in norms:
+            norm.dtype = dtype
         return sorted(fused)
 
     def hidden(self, x: Tensor) -> Tensor:

@@ -81,6 +81,14 @@ def test_bfloat16_products_give_nearly_the_losses_of_float32_under_every_layout(
         np.testing.assert_allclose(losses, exact, rtol=0.01, err_msg=name)
 
 
+def test_every_normalization_takes_bfloat16_products_on_a_short_sequence():
+    for normalization in ("rmsnorm", "layernorm", "layernorm_no_affine"):
+        case = Case(model={"normalization": normalization})
+        exact, rounded = run_distributed(_losses, 1, [case.config("float32"), case.config("bfloat16")])[0]
+        assert rounded != exact, normalization
+        np.testing.assert_allclose(rounded, exact, rtol=0.01, err_msg=normalization)
+
+
 def _train(config, folder, corpus_dir):
     from scaling.train import train
 
