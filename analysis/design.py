@@ -4,8 +4,8 @@ What is known is a Gaussian: the surface's coordinates have a normal prior, loss
 wrong by a smooth Gaussian process of a given size over ln N and ln D. Without the last, the optimal design is many
 copies of the cheapest runs, blind to where the form fails; with it, a run tells about its surroundings and no more, so
 that some lie close to the target. A run shrinks the variance of the targets by an amount that does not depend on the
-loss it will have; the next run is the one that shrinks them most for its cost (V-optimality, greedily; sequential designs
-for scaling laws: ScaleBench, arXiv 2604.22753). Gradients are the form's own.
+loss it will have; the next run is the one that shrinks them most for its cost (V-optimality, greedily; sequential
+designs for scaling laws: ScaleBench, arXiv 2604.22753). Gradients are the form's own.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,8 @@ from analysis.surface import Surface, general_surface
 _TYPICAL = np.log([1 / 3, 1 / 3, 1 / 3, 0.35, 0.35, 0.8])
 #: Standard deviations of the logs of E, A', B', alpha, beta and gamma around it.
 _WIDTHS = np.array([1.0, 1.5, 1.5, 0.5, 0.5, 0.5])
-#: Gain is divided by the cost to this power. 1 (gain per cost, where the model of the surface is right) buys many cheap
-#: runs far from the target and 0 a few that the budget just pays; on public tables 1/2 and 3/4 predict better than both.
+#: Gain is divided by the cost to this power. 1, best where the model of the surface is right, buys many cheap runs far
+#: from the target, and 0 a few that the budget just pays; on public tables 1/2 and 3/4 predict better than both.
 COST_EXPONENT = 0.75
 _MAX_STEPS = 200
 

@@ -83,8 +83,8 @@ def propose(
     A tenth of the budget is a held-out run at its compute-optimal size. A fifth is an IsoFLOP of five sizes at the
     largest compute that this pays, unless the runs have a larger one: the form's error shows on these two and nowhere
     else. The rest goes to the cells that shrink the variances of ln N* and ln L* at `target_flops` by the largest share
-    for their cost; a cell may come again, as another seed. planned: params and tokens of runs that will be trained in any case. Raises UserError when
-    the budget pays for nothing.
+    for their cost; a cell may come again, as another seed. planned: params and tokens of runs that will be trained in
+    any case. Raises UserError when the budget pays for nothing.
     """
     if not (0 < budget < np.inf and 0 < target_flops < np.inf):
         raise UserError(f"budget = {budget:g}, target = {target_flops:g} FLOPs: both must be above zero and finite")
@@ -114,7 +114,9 @@ def propose(
     order = choose(covariance, cost, rest, belief.noise, gain=relative_gain, least=_LEAST_GAIN)
     left = rest - cost[order].sum()
     if left > _HELD_OUT_SHARE * budget:
-        notes.append(f"{left / budget:.0%} of the budget is not spent: no further run lowers a variance by {_LEAST_GAIN:.2%}")
+        notes.append(
+            f"{left / budget:.0%} of the budget is not spent: no further run lowers a variance by {_LEAST_GAIN:.2%}"
+        )
     for index in order:
         covariance = after_run(covariance, index, belief.noise)
         variances.append(np.diag(covariance)[-2:])
@@ -186,7 +188,8 @@ def _candidates(
     largest = max(min(largest, float(6 * held[0][0] * held[1][0])), space.smallest_flops)
     levels = np.geomspace(space.smallest_flops, largest, _LEVELS)
     if space.levels is not None:
-        levels = np.unique(np.append(space.levels[space.levels <= largest * _ONE_BUDGET], largest if len(top[0]) else []))
+        own = space.levels[space.levels <= largest * _ONE_BUDGET]
+        levels = np.unique(np.append(own, largest if len(top[0]) else []))
     sizes = [space.around(belief.law.optimum(level).params, space.span, _SIZES) for level in levels]
     params = np.concatenate([np.empty(0), *sizes])
     tokens = np.repeat(levels, [len(some) for some in sizes]) / 6 / params
@@ -235,8 +238,8 @@ def describe(
     """The proposal and what it rests on, as plain data.
 
     budget: {"kind", "amount", "source"}. runs_known, source: of the runs or the law behind the belief. price:
-    {"usd_per_device_hour", "device", "date", "provider"} or None. Adds `cells`, each once with its number of `seeds`, `buys` (spending, and the
-    deviations that it leaves) and `notes`.
+    {"usd_per_device_hour", "device", "date", "provider"} or None. Adds `cells`, each once with its number of `seeds`,
+    `buys` (spending, and the deviations that it leaves) and `notes`.
     """
     return {
         "target_flops": target_flops,

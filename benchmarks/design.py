@@ -39,7 +39,7 @@ RANDOM_ORDERS = 20
 SUBSETS = 6
 _SIMULATIONS = 400
 
-#: Table -> file, and the rows that are taken. Held out is the tenth with the most compute; of farseer, its own test split.
+#: Table -> file, and the rows that are taken. Held out: the tenth with the most compute; of farseer, its test split.
 TABLES: dict[str, tuple[str, Callable[[dict[str, str]], bool]]] = {
     "farseer": ("farseer", lambda row: True),
     # repetition hardly hurts up to four epochs
@@ -48,14 +48,15 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, str]], bool]]] = {
     "gemstones, cooled": ("gemstones", lambda row: row["experiment"].startswith("gemstones_cool")),
     "olmo ladder": ("olmo_ladder", lambda row: True),
     **{
-        f"gadre {corpus}": ("gadre_overtraining", lambda row, name=f"gadre_{corpus}": row["experiment"].startswith(name))
-        for corpus in ("c4", "rpj", "rw")
+        f"gadre {name}": ("gadre_overtraining", lambda row, name=name: row["experiment"].startswith(f"gadre_{name}"))
+        for name in ("c4", "rpj", "rw")
     },
     **{
         f"porian {name}": ("porian_isoflops", lambda row, name=name: row["experiment"] == f"porian_{name}_standard_val")
         for name in (
-            *("rw_base_long_kaplan", "rw_base_short_kaplan", "rw_base_short_chinchilla", "rw_tuned_short_const"),
-            *("owt2_base_long_kaplan", "owt2_base_short_kaplan", "owt2_base_short_chinchilla", "owt2_tuned_short_const"),
+            *("rw_base_long_kaplan", "rw_base_short_kaplan", "rw_base_short_chinchilla"),
+            *("rw_tuned_short_const", "owt2_base_long_kaplan", "owt2_base_short_kaplan"),
+            *("owt2_base_short_chinchilla", "owt2_tuned_short_const"),
         )
     },
 }
@@ -170,7 +171,7 @@ def print_comparison(found: dict[str, dict]) -> None:
     """R^2 and error of every table, and the error over all, the Porian tables counted as one."""
     errors: dict[str, dict[str, list[float]]] = {}
     for table, about in found.items():
-        print(f"{table}: {about['runs']} runs, {about['held_out']} held out; R^2, error of ln L at {SHARES} of the cost")
+        print(f"{table}: {about['runs']} runs, {about['held_out']} held out; R^2, error of ln L at {SHARES} of cost")
         for name, at in about["strategies"].items():
             cells = [f"{each['r_squared']:7.2f} {100 * each['log_loss_error']:6.2f} %" for each in at.values()]
             print(f"  {name:<32} {'  '.join(cells)}")
@@ -185,8 +186,8 @@ def print_comparison(found: dict[str, dict]) -> None:
 def against_a_grid(form_error: float, share: float) -> dict[str, float]:
     """Standard errors of ln N* and ln L* at 1e23 FLOPs: a proposal over those of 6 budgets x 9 sizes within 4x of N*.
 
-    Both by the information matrix of a least-squares fit, and the proposal's also from simulated fits. Truth: the fit of
-    Besiroglu et al. 2024 (arXiv 2404.10102) to the runs of Hoffmann et al. 2022; noise 0.3 %.
+    By the information matrix of a least-squares fit, and from simulated fits. Truth: the fit of Besiroglu et al. 2024
+    (arXiv 2404.10102) to the runs of Hoffmann et al. 2022; noise 0.3 %.
     """
     law = ChinchillaLaw(E=1.8172, A=477.8, B=2143.4, alpha=0.3473, beta=0.3672)
     flops = np.geomspace(1e18, 1e21, 6).repeat(9)

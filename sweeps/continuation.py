@@ -186,7 +186,8 @@ def design_round(sweep_dir: Path, family: Family, cells: list[Cell], pricing: Pr
         why = f" ({BUDGET_FACTOR:g} x what the {len(finished)} finished cells cost)"
     offers = _Offers(family, pricing, wish.kind, [cell for cell, state in zip(cells, states) if state == "diverged"])
     levels = np.unique([cell.flops_budget for cell in cells])
-    space = Space(float(compute.min()), offers.sizes, levels, family.profile.design.span)  # where the rules are meant for
+    # no further off N* than the grid goes, where its rules are meant for
+    space = Space(float(compute.min()), offers.sizes, levels, family.profile.design.span)
     waiting = [cell for cell, state in zip(cells, states) if state == "open"]
     found = propose(
         *(belief, target, budget, space, offers.costs),

@@ -17,8 +17,8 @@ REPORT_FILE = "report.html"
 def fit_sweep(sweep_dir: Path, **settings: Any) -> dict[str, Any]:
     """Fit the law to the finished cells of a sweep's plan and write law.json; returns its content.
 
-    `settings` are those of `analysis.study.analyse`. Rewrites the table first. Raises UserError when there are too few finished cells; a law.json of
-    other cells is then removed.
+    `settings` are those of `analysis.study.analyse`. Rewrites the table first. Raises UserError when there are too few
+    finished cells; a law.json of other cells is then removed.
     """
     return fit_rows(sweep_dir, collect(sweep_dir), **settings)
 

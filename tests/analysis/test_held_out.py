@@ -17,8 +17,8 @@ def columns(loss_of_last=None, **changed):
     if loss_of_last is not None:
         loss[-1] = loss_of_last
     table = {"params": params, "tokens": flops / 6 / params, "loss": loss}
-    table |= {"run_id": [f"run{i}" for i in range(21)], "role": ["grid"] * 20 + ["held-out"], "status": ["finished"] * 21}
-    return {**table, **changed}
+    table |= {"run_id": [f"run{i}" for i in range(21)], "role": ["grid"] * 20 + ["held-out"]}
+    return {**table, "status": ["finished"] * 21, **changed}
 
 
 def test_it_is_predicted_by_the_law_of_the_others_with_an_interval():

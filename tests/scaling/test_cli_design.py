@@ -138,7 +138,8 @@ def test_a_budget_without_end_ends(run):
 
 
 def test_noise_is_read_from_the_records_unless_it_is_given(run):
-    found, given = (designed(run, "runs.csv", "--target", 1e22, "--flops", 1e21, *more) for more in ((), ("--noise", 1e-3)))
+    budget = ("runs.csv", "--target", 1e22, "--flops", 1e21)
+    found, given = (designed(run, *budget, *more) for more in ((), ("--noise", 1e-3)))
     assert found["assumed"]["noise"] == pytest.approx(0.002, rel=0.8) and "15 runs" in found["assumed"]["noise_source"]
     assert (given["assumed"]["noise"], given["assumed"]["noise_source"]) == (1e-3, "as given")
 

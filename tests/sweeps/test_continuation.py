@@ -1,4 +1,4 @@
-"""--continue-design: a finished sweep gets its next cells, trains them, and loses nothing; the held-out run stays out."""
+"""--continue-design: a sweep gets its next cells, trains them and loses nothing; the held-out run stays out."""
 
 import csv
 import json
