@@ -9,7 +9,8 @@ from analysis.cost.architecture import Architecture
 from analysis.cost.counts import flops_per_token, parameters
 from analysis.cost.devices import Device
 from analysis.cost.feasibility import check_setup, check_sizes, is_possible, precisions_of
-from analysis.cost.layout_rule import LAYOUT_FIELDS, LAYOUT_RULE, choose_layout
+from analysis.cost.layout_choice import LAYOUT_RULE, choose_layout
+from analysis.cost.layout_space import LAYOUT_FIELDS
 from analysis.cost.memory import fits, memory
 from analysis.cost.prices import CPU_CORE
 from analysis.cost.setup import Setup
@@ -50,7 +51,7 @@ class Completed:
     @property
     def layout_is_guessed(self) -> bool:
         """Whether the user said nothing of how the run is carried out."""
-        return self.chosen >= {*LAYOUT_FIELDS, "stack", "sharding", "global_batch_size"}
+        return self.chosen >= {*LAYOUT_FIELDS, "stack", "global_batch_size"}
 
 
 def complete_setup(model: Architecture, device: Device, tokens: float | None, given: Mapping[str, Any]) -> Completed:
@@ -87,7 +88,9 @@ def complete_setup(model: Architecture, device: Device, tokens: float | None, gi
     check_setup(setup)
     if batch_wish is not None:
         choices.append(replace(batch_wish, value=setup.global_batch_size))
-    choices += [Choice(name, getattr(setup, name), LAYOUT_RULE) for name in LAYOUT_FIELDS if name in open_fields]
+    searched = [name for name in LAYOUT_FIELDS if name in open_fields]
+    choices = [choice for choice in choices if choice.field not in searched]
+    choices += [Choice(name, getattr(setup, name), LAYOUT_RULE) for name in searched]
     return Completed(setup, tokens, tuple(choices))
 
 
@@ -170,7 +173,8 @@ def _with_gpus(setup: Setup, open_fields: set[str], tokens: float) -> tuple[Setu
 def _counts(setup: Setup, tokens: float) -> list[int]:
     """Numbers of GPUs worth trying: those that could hold the model and end in time at the peak."""
     model, device = setup.model, setup.device
-    peak = max(device.bf16_flops, *(device.peak_flops.get(name, 0.0) for name in ("fp8", "fp4")))
+    precision = {"mxfp8": "fp8", "nvfp4": "fp4"}.get(setup.precision, setup.precision)
+    peak = device.peak_flops.get(precision, device.bf16_flops)
     work = flops_per_token(model, setup.seq_length, "causal") * tokens
     least = work / (peak * _MOST_DAYS * 86400)
     least = max(least, _STATE_BYTES * parameters(model).total / device.memory_bytes)

@@ -33,8 +33,9 @@ def setup_line(setup: Setup) -> str:
     layout.append(f"data {setup.data_parallel_size}")
     micro = setup.micro_batch_size
     again = "no" if setup.recompute == "none" else setup.recompute
+    share = f" of {100 * setup.recompute_share:.0f} % of the layers" if setup.recompute_share < 1 else ""
     return (
         f"{setup.num_gpus} x {setup.device.name}, {' x '.join(layout)}{experts}, {setup.sharding}, {setup.precision}, "
-        f"{again} recomputation, {setup.stack}; "
+        f"{again} recomputation{share}, {setup.stack}; "
         f"{setup.global_batch_size} sequences of {setup.seq_length} tokens a step, {micro} a micro-batch"
     )
