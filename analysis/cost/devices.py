@@ -5,14 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import yaml
-
+from analysis.cost.tables import read_table
 from scaling.errors import UserError
-
-_TABLE = Path(__file__).with_name("devices.yaml")
 
 #: Words of a name that say nothing about which device it is.
 _NOISE = frozenset({"nvidia", "amd", "instinct", "tesla", "quadro", "gpu", "gpus", "tensor", "core", "of", "per"})
@@ -123,7 +119,7 @@ def device_from_entry(entry: Mapping[str, Any]) -> Device:
 @cache
 def _devices() -> tuple[tuple[Device, tuple[str, ...], frozenset[str]], ...]:
     """Each device of the table with its words, the chip first, and the whole names that mean it alone."""
-    entries = yaml.safe_load(_TABLE.read_text(encoding="utf-8"))
+    entries = read_table("devices.yaml")
     return tuple(
         (device_from_entry(entry), tuple(entry["words"]), frozenset(entry.get("driver", ()))) for entry in entries
     )

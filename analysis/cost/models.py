@@ -4,18 +4,14 @@ import difflib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from analysis.cost.architecture import Architecture, architecture_of
+from analysis.cost.tables import read_table
 from scaling.errors import UserError
 
 _TABLES = ("models.yaml", "models_moe.yaml")
 _NAMES = "model_names.yaml"
-#: libyaml reads the table ten times faster; it is not in every build of PyYAML, and both are safe.
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 #: Words of a checkpoint's name that say nothing about its geometry.
 _REST = {
@@ -50,7 +46,7 @@ def find_model(name: str) -> Architecture:
     """
     cut = re.fullmatch(r"(.+?)[-_ ][Ll]([1-9]\d*)", name.strip())
     stem = cut[1] if cut else name
-    rows, names = _rows(), _read(_NAMES)
+    rows, names = _rows(), read_table(_NAMES)
     found = _match(stem, {**{model: model for model in rows}, **names["aliases"]})
     if found in rows:
         arch = _known(found, *rows[found]).architecture
@@ -67,12 +63,8 @@ def known_models() -> dict[str, KnownModel]:
 
 
 def _rows() -> dict[str, tuple[dict[str, Any], list[Any]]]:
-    families = [family for table in _TABLES for family in _read(table)]
+    families = [family for table in _TABLES for family in read_table(table)]
     return {name: (family, row) for family in families for name, row in family["models"].items()}
-
-
-def _read(table: str) -> Any:
-    return yaml.load(Path(__file__).with_name(table).read_text(encoding="utf-8"), _LOADER)
 
 
 def _known(name: str, family: dict[str, Any], row: list[Any]) -> KnownModel:

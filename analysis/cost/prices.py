@@ -9,15 +9,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from analysis.cost.devices import find_device
+from analysis.cost.tables import read_table
 from scaling.errors import UserError
 
-_TABLE = Path(__file__).with_name("prices.yaml")
 _STALE_AFTER = timedelta(days=183)
 
 #: The row of prices.yaml for a core of a CPU; pass it to `price_for` for runs without a GPU.
@@ -57,7 +54,7 @@ def price_for(device_name: str) -> Price | None:
     """
     known = find_device(device_name)
     device = known.name if known else device_name
-    entry = yaml.safe_load(_TABLE.read_text(encoding="utf-8")).get(device)
+    entry = read_table("prices.yaml").get(device)
     return None if entry is None else price_of_quotes(device, entry["quotes"])
 
 

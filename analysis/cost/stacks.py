@@ -2,16 +2,11 @@
 
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import get_args
-
-import yaml
 
 from analysis.cost.devices import Device
 from analysis.cost.setup import Stack
-
-_STACKS = Path(__file__).with_name("stacks.yaml")
-_SUSTAINED = Path(__file__).with_name("sustained.yaml")
+from analysis.cost.tables import read_table
 
 #: Words of a framework's name, and the stack that it is; the first that fits counts.
 _FRAMEWORKS: tuple[tuple[str, Stack], ...] = (
@@ -93,13 +88,13 @@ class Sustained:
 @cache
 def constants_of(stack: Stack) -> Constants:
     """The shipped constants of a stack."""
-    entries = yaml.safe_load(_STACKS.read_text(encoding="utf-8"))
+    entries = read_table("stacks.yaml")
     return Constants(**(entries["common"] | entries[stack]))
 
 
 @cache
 def _sustained_entries() -> list[dict]:
-    return yaml.safe_load(_SUSTAINED.read_text(encoding="utf-8"))
+    return read_table("sustained.yaml")
 
 
 def sustained(device: Device) -> Sustained:

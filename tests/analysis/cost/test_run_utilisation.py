@@ -4,7 +4,10 @@ import pytest
 
 from analysis.cost.devices import require_device
 from analysis.cost.run_utilisation import (
+    COEFFICIENTS,
+    SPREAD,
     RunFacts,
+    fitted,
     held_out_predictions,
     published_runs,
     run_gpu_hours,
@@ -30,6 +33,12 @@ def test_held_out_families_are_predicted_better_than_by_constants():
     assert constant == pytest.approx(0.349, abs=0.005)
     assert family_median == pytest.approx(0.324, abs=0.005)
     assert model < 0.19
+
+
+def test_the_coefficients_are_those_of_the_table():
+    coefficients, spread = fitted()
+    assert COEFFICIENTS == pytest.approx(coefficients, abs=1e-4), "write these down: " + repr(coefficients)
+    assert SPREAD == pytest.approx(spread, abs=1e-3)
 
 
 def test_the_interval_holds_nine_of_ten_held_out_runs():
