@@ -64,7 +64,12 @@ def training_times(rows: Rows, ax: Any = None) -> Any:
     ax = axes_for(ax, "Predicted time of a cell (s)", "Measured (s)")
     colors = budget_colors(rows)
     for budget in by_budget(rows):
-        points = [(row["predicted_seconds"], row["seconds"]) for row in runs if budget_of(row) == budget]
+        group = [row for row in runs if budget_of(row) == budget]
+        points = [(row["predicted_seconds"], row["seconds"]) for row in group]
+        ranges = [row for row in group if is_number(row.get("predicted_seconds_low"))]
+        for row in ranges:
+            ends = (row["predicted_seconds_low"], row["predicted_seconds_high"])
+            ax.plot(ends, 2 * [row["seconds"]], lw=0.8, alpha=0.45, color=colors[budget])
         if points:
             ax.plot(*columns_of(points), "o", ms=3.8, color=colors[budget], label=budget_label(budget))
     low = min(min(row["predicted_seconds"], row["seconds"]) for row in runs)

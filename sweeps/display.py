@@ -1,7 +1,7 @@
 """What a launch shows: the plan before, the progress while cells train, the results after."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,18 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from analysis.cost.interval import Interval
 from analysis.formatting import count, dollars, duration, fixed, percent, significant
 from analysis.formatting import interval as bounds
 from analysis.law_json import form_errors
+from analysis.prediction_errors import PredictionErrors
 from sweeps.ladder import settings
 from sweeps.plan import Plan
 from sweeps.status import CellStatus, SweepStatus
 
 _LINE_SECONDS = 15.0
+#: Of the cells outside of their interval, so many are named.
+_FARTHEST = 3
 
 
 def _table(title: str | None, texts: list[str], numbers: list[str], more_texts: list[str] | None = None) -> Table:
@@ -41,12 +45,13 @@ def _parameters(number: int) -> str:
 
 def show_plan(console: Console, plan: Plan) -> None:
     """The plan as a table, then its totals and warnings."""
+    on_gpus = plan.workers.device == "cuda"
     spread = any(cell.ranks > 1 for cell in plan.cells)
     table = _table(
         f"grid {plan.grid}, profile {plan.profile}: {len(plan.cells)} cells",
         ["cell"],
-        ["layers", "width", "params", "non-emb.", "tokens", "6ND FLOPs", "time"],
-        ["layout"] if spread else None,
+        ["layers", "width", "params", "non-emb.", "tokens", "6ND FLOPs", "time", *(["GiB/GPU"] if on_gpus else [])],
+        [*(["layout"] if spread or on_gpus else []), *(["why"] if spread else [])],
     )
     for cell in plan.cells:
         table.add_row(
@@ -58,7 +63,9 @@ def show_plan(console: Console, plan: Plan) -> None:
             count(cell.tokens),
             f"{cell.flops:.3g}",
             duration(cell.seconds),
-            *([settings(cell.config)] if spread else []),
+            *([significant(cell.prediction.peak_memory_bytes.value / 2**30)] if on_gpus else []),
+            *([settings(cell.config)] if spread or on_gpus else []),
+            *([cell.layout_reason] if spread else []),
         )
     console.print()
     console.print(table)
@@ -75,18 +82,23 @@ def _totals(plan: Plan) -> list[str]:
     lines = [
         f"{totals.cells} cells, {totals.tokens:,} tokens, {totals.flops:.3g} FLOPs (6ND, params with embeddings; "
         f"{totals.flops_causal:.3g} with causal attention)",
-        f"predicted: {duration(3600 * totals.hours)} on {workers}, {totals.device_hours:,.3g} {plan.device_name} hours "
-        f"({plan.prediction})",
+        f"predicted: {_ranged(totals.hours.scaled(3600), duration)} on {workers}, "
+        f"{_ranged(totals.device_hours, significant)} {plan.device_name} hours"
+        + ("" if totals.energy_kwh is None else f", {_ranged(totals.energy_kwh, significant)} kWh"),
+        f"in brackets 90 % intervals; the times rest on {plan.prediction}",
     ]
     if price is None or totals.usd is None:
         return [*lines, "cost: unknown, since no price of this device is known: give one with --price"]
-    usd, each = totals.usd, price.usd_per_device_hour
+    each = price.usd_per_device_hour
     return [
         *lines,
-        f"cost: {dollars(usd.mid)} ({dollars(usd.low)} to {dollars(usd.high)}) at {dollars(each.mid)} "
-        f"({dollars(each.low)} to {dollars(each.high)}) per {price.device} hour, "
-        f"prices of {price.date} ({price.provider})",
+        f"cost: {_ranged(totals.usd, dollars)} at {dollars(each.mid)} ({dollars(each.low)} to {dollars(each.high)}) per "
+        f"{price.device} hour, prices of {price.date} ({price.provider})",
     ]
+
+
+def _ranged(value: Interval, show: Callable[[float], str]) -> str:
+    return f"{show(value.value)} ({show(value.low)} to {show(value.high)})"
 
 
 class ProgressDisplay:
@@ -196,6 +208,18 @@ def show_status(console: Console, status: SweepStatus) -> None:
         ranks = f", {worker['ranks']} processes" if worker.get("ranks", 1) > 1 else ""
         console.print(f"worker {worker['slot']}: pid {worker.get('pid')} on {worker.get('host')}{ranks}")
     console.print(progress_line(status))
+    show_predictions_held(console, status.predictions)
+
+
+def show_predictions_held(console: Console, found: list[PredictionErrors]) -> None:
+    """Predicted against measured, a line for each quantity; nothing before a run has finished."""
+    for errors in found:
+        farthest = ", ".join(f"{cell} ({significant(ratio)} x)" for cell, ratio in errors.outside[:_FARTHEST])
+        console.print(
+            f"{errors.quantity} predicted before the runs: median error {percent(errors.median_error)}, {errors.within} of "
+            f"{errors.runs} within the 90 % interval" + (f"; farthest off: {farthest}" if farthest else ""),
+            soft_wrap=True,
+        )
 
 
 def show_results(console: Console, rows: list[dict[str, Any]]) -> None:

@@ -181,6 +181,7 @@ class Cell:
     flops_budget: float
     config: RunConfig
     layout_given: bool = False  #: by the grid; otherwise the launcher chooses one
+    layout_reason: str = ""  #: why the launcher chose it
     role: str = "grid"  #: or why a design added it, see sweeps.continuation
 
 

@@ -1,12 +1,12 @@
-"""Which layout trains a cell: data parallelism first, the rest only where memory demands it.
+"""Which layout trains a cell: the fastest by prediction of those that fit its devices.
 
-The *ladder* of a cell on n ranks lists its settings from the fastest to the roomiest: for every layout, by pipeline and
-then by tensor ranks, smaller and smaller micro-batches, then selective, then full recomputation. A cell gets the first
-rung that fits its devices; one that runs out of memory all the same goes on from its checkpoint on a roomier rung of
-the same ladder. Memory is estimated by scaling.memory. Imports no torch.
+The *ladder* of a cell on n ranks lists its settings, data parallelism first: for every layout, by pipeline and then by
+tensor ranks, smaller and smaller micro-batches, then selective, then full recomputation. A cell gets the rung with the
+shortest predicted step that fits; one that runs out of memory all the same goes on from its checkpoint on a roomier rung
+of the same ladder. Memory is estimated by scaling.memory. Imports no torch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,8 @@ from sweeps.plan import Workers
 
 #: The estimate may fill this share of a device; the rest is for what it leaves out.
 _FILL = 0.85
+#: Predicted steps that differ by less are taken for equal: the first of the ladder then wins.
+_EQUAL = 0.03
 #: A rung that helps after memory ran out needs at most this share of what the one before needed.
 _ROOMIER = 0.75
 _LOST_FOR_MEMORY = 2
@@ -32,17 +34,24 @@ def settings(config: RunConfig) -> str:
     return f"{config.parallel} mb{config.micro_batch_size}" + ("" if recompute == "none" else f" {recompute}")
 
 
-def lay_out(cells: list[Cell], ranks: int, device_bytes: int | None, workers: Workers) -> tuple[list[Cell], list[str]]:
+def lay_out(
+    cells: list[Cell],
+    ranks: int,
+    device_bytes: int | None,
+    workers: Workers,
+    step_seconds: Callable[[RunConfig], float],
+) -> tuple[list[Cell], list[str]]:
     """Give every cell its layout, on at most `ranks` ranks with `device_bytes` of memory each (None: unknown).
 
-    Cells whose layout the grid gives keep it. Returns the cells, and a warning for each that may not fit.
+    Cells whose layout the grid gives keep it. `step_seconds` predicts a step of a config. Returns the cells, and a warning
+    for each that may not fit.
     """
     done, warnings = [], []
     for cell in cells:
-        config = _with(cell.config, device=workers.device)
+        config, reason = _with(cell.config, device=workers.device, num_threads=workers.num_threads), "given by the grid"
         if not cell.layout_given:
-            config = choose(config, ranks, device_bytes, workers.ranks_per_node)
-        done.append(replace(cell, config=config))
+            config, reason = choose(config, ranks, device_bytes, workers.ranks_per_node, step_seconds)
+        done.append(replace(cell, config=config, layout_reason=reason))
         need = memory_estimate(config).total
         if device_bytes is not None and need > device_bytes:
             warnings.append(
@@ -52,18 +61,48 @@ def lay_out(cells: list[Cell], ranks: int, device_bytes: int | None, workers: Wo
     return done, warnings
 
 
-def choose(config: RunConfig, ranks: int, device_bytes: int | None, ranks_per_node: int) -> RunConfig:
-    """The config with the fastest settings on at most `ranks` ranks that fit, or else the roomiest.
+def choose(
+    config: RunConfig,
+    ranks: int,
+    device_bytes: int | None,
+    ranks_per_node: int,
+    step_seconds: Callable[[RunConfig], float],
+) -> tuple[RunConfig, str]:
+    """The config with the settings of the shortest predicted step that fit, or else the roomiest; and why, in a phrase.
 
-    As many data-parallel ranks as divide the batch; where those do not suffice, all ranks that any layout can use.
+    On at most `ranks` ranks; of settings within 3 % those with the fewest, and of these data parallelism comes first.
     """
-    data = max(size for size in range(1, ranks + 1) if config.global_batch_size % size == 0)
-    alone = [rung for rung in _ladder(config, data, ranks_per_node) if rung.parallel.data_parallel_size == data]
-    most = next(size for size in range(ranks, 0, -1) if size == data or possible_layouts(config, size))
-    rungs = [*alone, *_ladder(config, most, ranks_per_node)]
+    rungs = [rung for size in range(1, ranks + 1) for rung in _ladder(config, size, ranks_per_node)]
+    timed = [(step_seconds(rung), rung) for rung in rungs]
+    by_time = sorted(timed, key=lambda pair: pair[0])  # stable: of equals the first of the ladder
     limit = float("inf") if device_bytes is None else _FILL * device_bytes
-    fitting = (rung for rung in rungs if memory_estimate(rung).total <= limit)
-    return next(fitting, None) or min(rungs, key=lambda rung: memory_estimate(rung).total)
+
+    def fits(rung: RunConfig) -> bool:
+        return memory_estimate(rung).total <= limit
+
+    fastest = next((pair for pair in by_time if fits(pair[1])), None)
+    if fastest is None:
+        return min(rungs, key=lambda rung: memory_estimate(rung).total), "the least memory; nothing is estimated to fit"
+    seconds, chosen = next(pair for pair in timed if pair[0] <= (1 + _EQUAL) * fastest[0] and fits(pair[1]))
+    return chosen, _why(chosen, seconds, by_time, fits)
+
+
+def _why(
+    chosen: RunConfig, seconds: float, by_time: list[tuple[float, RunConfig]], fits: Callable[[RunConfig], bool]
+) -> str:
+    """The chosen layout against the best of the others, and whether a faster one does not fit."""
+    others = [pair for pair in by_time if pair[1].parallel != chosen.parallel]
+    if not others:
+        return "one process"
+    parts = []
+    if by_time[0][1].parallel != chosen.parallel and not fits(by_time[0][1]):
+        parts.append(f"{by_time[0][1].parallel} is faster and does not fit")
+    next_best = next((pair for pair in others if fits(pair[1])), None)
+    if next_best is None:
+        return "; ".join([*parts, "no other layout fits"])
+    percent = 100 * (next_best[0] / seconds - 1)
+    slower = f"fastest that fits; {settings(next_best[1])} is {percent:.0f} % slower"
+    return "; ".join([*parts, slower if percent >= 0 else f"{settings(next_best[1])} is only {-percent:.1f} % faster"])
 
 
 def roomier(config: RunConfig, ranks_per_node: int) -> RunConfig | None:
@@ -72,7 +111,8 @@ def roomier(config: RunConfig, ranks_per_node: int) -> RunConfig | None:
     rungs = [
         rung
         for rung in _ladder(config, layout.world_size, ranks_per_node)
-        if rung.parallel.tensor_parallel_size >= layout.tensor_parallel_size
+        if rung.parallel.context_parallel_size == layout.context_parallel_size
+        and rung.parallel.tensor_parallel_size >= layout.tensor_parallel_size
         and rung.parallel.pipeline_parallel_size >= layout.pipeline_parallel_size
         and memory_estimate(rung).total < need
     ]
@@ -106,25 +146,22 @@ def _memory_failure(attempts: list[dict[str, Any]], layout: str, launch: str) ->
 
 
 def _ladder(config: RunConfig, ranks: int, ranks_per_node: int) -> Iterator[RunConfig]:
-    """The config under all settings on exactly `ranks` ranks, the fastest first.
-
-    Tensor ranks stay within a node; context parallelism stays as it is.
-    """
+    """The config under all settings on exactly `ranks` ranks; tensor ranks stay within a node."""
     asked, least = config.execution.micro_batch_size, config.execution.recompute_granularity
     unset = _with(config, micro_batch_size=None)
     for layout in possible_layouts(unset, ranks):
-        within = ranks_per_node % layout.tensor_parallel_size == 0
-        if not within or layout.context_parallel_size != config.parallel.context_parallel_size:
+        if ranks_per_node % layout.tensor_parallel_size:
             continue
         laid_out = unset.model_copy(update={"parallel": layout})
+        whole = config.global_batch_size // layout.data_parallel_size
         largest = min(asked or config.global_batch_size, laid_out.micro_batch_size)
-        if asked is None:
-            yield laid_out
-        smaller = [_with(laid_out, micro_batch_size=size) for size in range(largest, 0, -1)]
-        smaller = [rung for rung in smaller if not layout_problems(rung)]
-        yield from smaller
+        sizes = [size for size in range(largest, 0, -1) if whole % size == 0]
+        rungs = [rung for size in sizes if not layout_problems(rung := _with(laid_out, micro_batch_size=size))]
+        if asked is None and rungs[0].micro_batch_size == laid_out.micro_batch_size:
+            rungs[0] = laid_out  # says the same without a number
+        yield from rungs
         for granularity in _RECOMPUTATION[_RECOMPUTATION.index(least) + 1 :]:
-            yield _with(smaller[-1], recompute_granularity=granularity)
+            yield _with(rungs[-1], recompute_granularity=granularity)
 
 
 def _with(config: RunConfig, **execution: Any) -> RunConfig:

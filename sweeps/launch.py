@@ -43,12 +43,15 @@ from sweeps.plan import (
     Plan,
     PlannedCell,
     PlannedCorpus,
+    Prediction,
     check_budget,
     check_repetition,
     make_plan,
     plan_cell,
+    read_plan,
 )
-from sweeps.pricing import find_price, measure_throughput, training_device
+from sweeps.prediction import make_predictor
+from sweeps.pricing import find_price, training_device
 from sweeps.records import CSV_FILE, PARQUET_FILE, collect
 from sweeps.results import LAW_FILE, REPORT_FILE, fit_rows, report_rows
 from sweeps.status import LAUNCHER_LOCK, read_workers
@@ -129,7 +132,7 @@ def prepare(options: LaunchOptions, console: Console) -> PreparedLaunch:
     )
     if workers.executor == "slurm":
         check_slurm(slurm)
-    console.print(f"{workers.executor} executor, {workers.count} workers: {workers.reason}", soft_wrap=True)
+    console.print(f"{workers.executor} executor, {workers.count} worker{'s' * (workers.count > 1)}: {workers.reason}", soft_wrap=True)
     device = training_device(workers, machine, profile)
     memory = device_bytes(machine, profile, workers)
     price, warnings = find_price(workers, device, options.price)
@@ -141,16 +144,17 @@ def prepare(options: LaunchOptions, console: Console) -> PreparedLaunch:
         train_tokens=corpus.train_tokens,
     )
     if options.continue_design is not None:
-        throughput = measure_throughput(workers, device, sweep_dir.parent, set())
+        predictor = make_predictor(workers, device, sweep_dir.parent, set())
 
         def planned(cell: Cell) -> PlannedCell:
-            (laid_out,), _ = lay_out([cell], profile.ranks_per_cell, memory, workers)
-            return plan_cell(laid_out, planned_corpus, workers, throughput)
+            (laid_out,), _ = lay_out([cell], profile.ranks_per_cell, memory, workers, predictor.step_seconds)
+            return plan_cell(laid_out, planned_corpus, workers, predictor.predict, {})
 
         pricing = Pricing(planned, workers.devices_each, price)
         rounds = _next_round(sweep_dir, family, cells, rounds, pricing, options.continue_design, console)
         cells = family.with_rounds(grid_cells, rounds)
-    cells, tight = lay_out(cells, profile.ranks_per_cell, memory, workers)
+    predictor = make_predictor(workers, device, sweep_dir.parent, {cell.config.run_id for cell in cells})
+    cells, tight = lay_out(cells, profile.ranks_per_cell, memory, workers, predictor.step_seconds)
     plan = make_plan(
         grid=grid.name,
         profile_name=name,
@@ -161,11 +165,22 @@ def prepare(options: LaunchOptions, console: Console) -> PreparedLaunch:
         command=options.command,
         workers=workers,
         price=price,
-        warnings=[*warnings, *tight],
-        throughput=measure_throughput(workers, device, sweep_dir.parent, {cell.config.run_id for cell in cells}),
+        warnings=[*warnings, *predictor.warnings, *tight],
+        predict=predictor.predict,
+        prediction=predictor.source,
+        made_before=_predictions_of_begun(sweep_dir),
     )
     check_budget(plan, options.max_flops, options.max_gpu_hours, options.max_usd)
     return PreparedLaunch(plan, sweep_dir, machine, slurm, rounds, _obstacle(plan, profile, corpus, machine))
+
+
+def _predictions_of_begun(sweep_dir: Path) -> dict[str, Prediction]:
+    """run_id -> what an earlier plan predicted of a cell that has begun since: later knowledge is no prediction of it."""
+    try:
+        earlier = read_plan(sweep_dir)
+    except UserError:  # none, or one that this launch replaces
+        return {}
+    return {cell.run_id: cell.prediction for cell in earlier.cells if (sweep_dir / cell.run_id).is_dir()}
 
 
 def _next_round(
@@ -184,8 +199,8 @@ def _next_round(
     waiting = open_cells(sweep_dir, family.cells(own[-1], released=False)) if own else []
     if waiting:
         console.print(
-            f"round {len(own)} of the design has {len(waiting)} of {len(own[-1].cells)} cells left to train: it goes on, "
-            "and no further one is added",
+            f"round {len(own)} of the design has {len(waiting)} of {len(own[-1].cells)} cells left to train: it goes "
+            "on, and no further one is added",
             soft_wrap=True,
         )
         return rounds
@@ -208,7 +223,7 @@ def launch(prepared: PreparedLaunch, options: LaunchOptions, console: Console) -
     lock = _lock_sweep(sweep_dir, options.command)
     try:
         if prepared.rounds:
-            write_rounds(sweep_dir, prepared.rounds)  # before the plan: what names a cell must be there to find it again
+            write_rounds(sweep_dir, prepared.rounds)  # before the plan, which is made from them
         write_json_atomically(sweep_dir / PLAN_FILE, plan.model_dump(mode="json"))
         outcome = _train(prepared, console)
         summary = {"sweep_dir": str(sweep_dir), "cells": outcome.status.counts}
@@ -271,6 +286,7 @@ def _finish(sweep_dir: Path, outcome: Outcome, options: LaunchOptions, console: 
         )
         return summary
     display.show_results(console, table.rows)
+    display.show_predictions_held(console, outcome.status.predictions)
     if table.left_out:
         console.print(
             f"{table.left_out} finished runs in {sweep_dir} are not in this plan, and left out", soft_wrap=True

@@ -5,25 +5,38 @@ it, status and collect hold the directory against it. Imports no torch.
 """
 
 import heapq
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from analysis.cost.throughput import Throughput, predict_seconds
+from analysis.cost.energy import TYPICAL_PUE
+from analysis.cost.interval import Interval
+from analysis.cost.propagate import product
 from scaling.accounting import parameter_count, training_flops
 from scaling.config import ExecutionConfig, RunConfig, explain
 from scaling.errors import UserError
 from sweeps.grid import Cell, Profile
 
 PLAN_FILE = "plan.json"
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Prediction(_Section):
+    """What a run will need, predicted before it began; 90 % intervals."""
+
+    training_seconds: Interval = Field(description="in the training loop: what a record's speed.seconds measures")
+    seconds: Interval = Field(description="wall time, with start and last evaluation")
+    peak_memory_bytes: Interval = Field(description="of the rank that needs most: tensors of a GPU, a CPU's process")
+    energy_kwh: Interval | None = Field(None, description="at the building's meter; null where power is not known")
+    energy_joules: Interval | None = Field(None, description="what the GPUs' own counters show while it trains")
 
 
 class PlannedCell(_Section):
@@ -48,8 +61,14 @@ class PlannedCell(_Section):
     flops_causal: float
     flops_full: float
     flops_hardware: float
-    seconds: float = Field(description="predicted wall time under the layout in config.parallel")
+    prediction: Prediction = Field(description="under the layout in config.parallel")
+    layout_reason: str = Field(description="why it is trained under that layout")
     config: RunConfig
+
+    @property
+    def seconds(self) -> float:
+        """Predicted wall time."""
+        return self.prediction.seconds.value
 
     @property
     def ranks(self) -> int:
@@ -58,15 +77,11 @@ class PlannedCell(_Section):
 
 
 class Dollars(_Section):
-    """A sum of money, as an interval."""
+    """The price of something, between the lowest and the highest quote."""
 
     low: float
     mid: float
     high: float
-
-    def times(self, factor: float) -> "Dollars":
-        """Each of the three, multiplied."""
-        return Dollars(low=self.low * factor, mid=self.mid * factor, high=self.high * factor)
 
 
 class DevicePrice(_Section):
@@ -112,7 +127,11 @@ class Workers(_Section):
 
 
 class Totals(_Section):
-    """Sums over all cells, finished or not."""
+    """Sums over all cells, finished or not.
+
+    Intervals are sums of the cells' bounds, since what the prediction gets wrong it mostly gets wrong for all of them;
+    that of dollars holds the range of prices as well.
+    """
 
     cells: int
     tokens: int
@@ -120,15 +139,16 @@ class Totals(_Section):
     flops_causal: float
     flops_full: float
     flops_hardware: float
-    hours: float = Field(description="predicted wall time on all workers, 0 to the last cell")
-    device_hours: float = Field(description="predicted hours of GPUs, or of CPU cores on a CPU")
-    usd: Dollars | None
+    hours: Interval = Field(description="predicted wall time on all workers, 0 to the last cell")
+    device_hours: Interval = Field(description="predicted hours of GPUs, or of CPU cores on a CPU")
+    energy_kwh: Interval | None = Field(description="at the building's meter; null where power is not known")
+    usd: Interval | None
 
 
 class Plan(_Section):
     """The cells of a sweep and what they cost."""
 
-    plan_version: Literal[1] = PLAN_VERSION
+    plan_version: Literal[2] = PLAN_VERSION
     grid: str
     profile: str
     description: str
@@ -158,7 +178,9 @@ _CONVENTIONS = {
     "flops_full": "matrix products, with full attention; forward and backward",
     "flops_hardware": "full, plus recomputation",
     "device_hours": "hours of GPUs, or of CPU cores where there is no GPU",
-    "usd": "US dollars; low, mid and high price of the device",
+    "energy_kwh": f"GPUs with their share of the node, x PUE {TYPICAL_PUE.value} ({TYPICAL_PUE.low} to {TYPICAL_PUE.high})",
+    "usd": "US dollars: device-hours x price; no storage, no idle time, no failures",
+    "intervals": "low to high holds 90 % of measurements; of a total, if all cells err alike",
 }
 
 
@@ -174,14 +196,19 @@ def make_plan(
     workers: Workers,
     price: DevicePrice | None,
     warnings: list[str],
-    throughput: Throughput,
+    predict: Callable[[RunConfig], Prediction],
+    prediction: str,
+    made_before: Mapping[str, Prediction],
 ) -> Plan:
-    """Price a grid's cells. `throughput` tells how fast the workers' device is.
+    """Price a grid's cells. `predict` tells what a run needs, and `prediction` what that rests on.
 
-    The cells' execution section gets the workers' device and threads.
+    The cells' execution section gets the workers' device and threads. made_before: run_id -> prediction of cells that
+    have begun, which is kept.
     """
-    planned = [plan_cell(cell, corpus, workers, throughput) for cell in cells]
-    device_hours = sum(cell.seconds * cell.ranks for cell in planned) * workers.devices_each / 3600
+    planned = [plan_cell(cell, corpus, workers, predict, made_before) for cell in cells]
+    device_hours = _total([cell.prediction.seconds.scaled(cell.ranks) for cell in planned])
+    device_hours = device_hours.scaled(workers.devices_each / 3600)
+    energies = [cell.prediction.energy_kwh for cell in planned]
     return Plan(
         grid=grid,
         profile=profile_name,
@@ -192,7 +219,7 @@ def make_plan(
         workers=workers,
         corpus=corpus,
         price=price,
-        prediction=throughput.source,
+        prediction=prediction,
         conventions=_CONVENTIONS,
         warnings=[*warnings, *_repetition(planned, corpus)],
         cells=planned,
@@ -203,14 +230,21 @@ def make_plan(
             flops_causal=sum(cell.flops_causal for cell in planned),
             flops_full=sum(cell.flops_full for cell in planned),
             flops_hardware=sum(cell.flops_hardware for cell in planned),
-            hours=makespan([(cell.seconds, cell.ranks) for cell in planned], workers.slots) / 3600,
+            hours=_span(planned, workers.slots),
             device_hours=device_hours,
-            usd=price.usd_per_device_hour.times(device_hours) if price else None,
+            energy_kwh=None if None in energies else _total(energies),
+            usd=_dollars(device_hours, price),
         ),
     )
 
 
-def plan_cell(cell: Cell, corpus: PlannedCorpus, workers: Workers, throughput: Throughput) -> PlannedCell:
+def plan_cell(
+    cell: Cell,
+    corpus: PlannedCorpus,
+    workers: Workers,
+    predict: Callable[[RunConfig], Prediction],
+    made_before: Mapping[str, Prediction],
+) -> PlannedCell:
     """One cell, priced; its execution section gets the workers' device and threads."""
     config = cell.config
     execution = {"device": workers.device, "num_threads": workers.num_threads}
@@ -237,9 +271,30 @@ def plan_cell(cell: Cell, corpus: PlannedCorpus, workers: Workers, throughput: T
         flops_causal=flops.causal,
         flops_full=flops.full,
         flops_hardware=flops.hardware,
-        seconds=predict_seconds(config, throughput),
+        prediction=made_before.get(config.run_id) or predict(config),
+        layout_reason=cell.layout_reason,
         config=config,
     )
+
+
+def _total(parts: list[Interval]) -> Interval:
+    return Interval(*(math.fsum(getattr(part, end) for part in parts) for end in ("value", "low", "high")))
+
+
+def _span(cells: list[PlannedCell], slots: int) -> Interval:
+    """Hours from the first start to the last end."""
+
+    def hours(end: str) -> float:
+        return makespan([(getattr(cell.prediction.seconds, end), cell.ranks) for cell in cells], slots) / 3600
+
+    return Interval(hours("value"), hours("low"), hours("high"))
+
+
+def _dollars(device_hours: Interval, price: DevicePrice | None) -> Interval | None:
+    if price is None:
+        return None
+    each = price.usd_per_device_hour
+    return product(device_hours, Interval(each.mid, each.low, each.high))
 
 
 def makespan(tasks: Iterable[tuple[float, int]], slots: int) -> float:
@@ -283,18 +338,19 @@ def check_budget(
 ) -> None:
     """Raise UserError when the whole plan costs more than a limit, naming both numbers.
 
-    FLOPs are 6ND; GPU hours are hours of CPU cores on a CPU; dollars are at the mid price.
+    FLOPs are 6ND; GPU hours are hours of CPU cores on a CPU; what counts is the predicted value, not its bounds, and
+    dollars are at the mid price.
     """
     totals = plan.totals
     if max_usd is not None and (plan.price is None or totals.usd is None):
         raise UserError(f"--max-usd {max_usd:g}: no price of a {plan.device_name} hour is known: give one with --price")
     limits = (
         ("--max-flops", max_flops, totals.flops, "FLOPs (6ND)"),
-        ("--max-gpu-hours", max_gpu_hours, totals.device_hours, f"predicted {plan.device_name} hours"),
+        ("--max-gpu-hours", max_gpu_hours, totals.device_hours.value, f"predicted {plan.device_name} hours"),
         (
             "--max-usd",
             max_usd,
-            totals.usd and totals.usd.mid,
+            totals.usd and totals.usd.value,
             f"US dollars at the mid price of {plan.price and plan.price.date}",
         ),
     )

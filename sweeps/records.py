@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from scaling.errors import UserError
 from scaling.record import RunRecord
+from sweeps.comparison import measured_columns, predicted_columns
 from sweeps.plan import PlannedCell, read_plan
 from sweeps.status import StatusReader, read_cell_record
 
@@ -23,7 +24,7 @@ PARQUET_FILE = "runs.parquet"
 COLUMNS: dict[str, tuple[type, str]] = {
     "run_id": (str, "hash of the science of the run"),
     "cell": (str, "short name in the plan"),
-    "role": (str, "grid, or why a design added it: held-out (never fitted), top, chosen, or released (held out before)"),
+    "role": (str, "grid, or why a design added it: held-out (not fitted), top, chosen, released (held out before)"),
     "status": (str, "finished, diverged, failed, running, interrupted or pending; only finished runs are fitted"),
     "reason": (str, "why a run diverged or failed"),
     "schedule_finished": (bool, "whether the learning-rate schedule ran to its end"),
@@ -49,11 +50,20 @@ COLUMNS: dict[str, tuple[type, str]] = {
     "train_loss": (float, "mean over the last 5 % of steps, nats per token"),
     "tokens_per_second": (float, "training tokens / seconds"),
     "seconds": (float, "wall time in the training loop, all attempts"),
-    "predicted_seconds": (float, "the plan's prediction of seconds, and of the start and evaluation around them"),
+    "predicted_seconds": (float, "the plan's prediction of seconds, made before the run began"),
+    "predicted_seconds_low": (float, "of its 90 % interval"),
+    "predicted_seconds_high": (float, "of its 90 % interval"),
     "device_hours": (float, "seconds x devices / 3600; a device is a GPU, or a CPU core on a CPU"),
     "mfu_causal": (float, "causal FLOP/s / peak"),
     "mfu_full": (float, "full FLOP/s / peak"),
-    "energy_joules": (float, ""),
+    "peak_memory_bytes": (float, "highest resident set (CPU) or allocated memory (GPU) of a process"),
+    "predicted_peak_memory_bytes": (float, "the plan's prediction of it"),
+    "predicted_peak_memory_bytes_low": (float, "of its 90 % interval"),
+    "predicted_peak_memory_bytes_high": (float, "of its 90 % interval"),
+    "energy_joules": (float, "of the GPUs in the training loop, by their own counters"),
+    "predicted_energy_joules": (float, "the plan's prediction of it"),
+    "predicted_energy_joules_low": (float, "of its 90 % interval"),
+    "predicted_energy_joules_high": (float, "of its 90 % interval"),
     "layout": (str, "how the run was spread over processes: sizes on each axis, or single"),
     "ranks": (int, "processes that trained it, of its last attempt"),
     "device": (str, ""),
@@ -115,8 +125,7 @@ def collect(sweep_dir: Path) -> Table:
 
 
 def _planned(cell: PlannedCell) -> dict[str, Any]:
-    values = cell.model_dump(exclude={"config", "seconds"})
-    return {**values, "predicted_seconds": cell.seconds}
+    return cell.model_dump(exclude={"config", "prediction"}) | predicted_columns(cell.prediction)
 
 
 def _measured(record: RunRecord) -> dict[str, Any]:
@@ -136,11 +145,10 @@ def _measured(record: RunRecord) -> dict[str, Any]:
         "bits_per_byte": evaluation.bits_per_byte if evaluation else None,
         "train_loss": record.train_loss,
         "tokens_per_second": speed.tokens_per_second,
-        "seconds": speed.seconds,
+        **measured_columns(record),
         "device_hours": speed.device_hours,
         "mfu_causal": speed.mfu_causal,
         "mfu_full": speed.mfu_full,
-        "energy_joules": speed.energy_joules,
         "layout": str(record.config.parallel),
         "ranks": record.config.parallel.world_size,
         "device": speed.device,

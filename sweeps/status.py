@@ -6,13 +6,16 @@ finished (or diverged), a worker that names the cell in its held slot means runn
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from analysis.prediction_errors import PredictionErrors, prediction_errors
 from scaling.errors import UserError
 from scaling.record import RESULT_FILE, RunRecord, read_record
 from sweeps.attempts import OUT_OF_MEMORY, given_up, last_error, lost_attempts, read_attempts
+from sweeps.comparison import measured_columns, predicted_columns
 from sweeps.ladder import settings
 from sweeps.locks import holder
 from sweeps.plan import Plan, PlannedCell, makespan, read_plan
@@ -54,6 +57,8 @@ class SweepStatus:
     cells: list[CellStatus]
     seconds_left: float | None  #: at the speed measured so far; None while no worker runs
     counts: dict[str, int] = field(default_factory=dict)
+    #: Predicted against measured of the finished cells, by quantity.
+    predictions: list[PredictionErrors] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -84,7 +89,13 @@ class StatusReader:
             cells=cells,
             seconds_left=_seconds_left(cells, sum(worker.get("ranks", 1) for worker in workers)),
             counts={state: sum(cell.state == state for cell in cells) for state in STATES},
+            predictions=prediction_errors(self._compared(plan)),
         )
+
+    def _compared(self, plan: Plan) -> Iterator[dict[str, Any]]:
+        for cell in plan.cells:
+            if (record := self._records.get(cell.run_id)) is not None and record.status == "finished":
+                yield {"cell": cell.cell} | predicted_columns(cell.prediction) | measured_columns(record)
 
     def _cell(self, cell: PlannedCell, held: bool) -> CellStatus:
         run_dir = self.sweep_dir / cell.run_id

@@ -3,6 +3,7 @@
 import os
 from typing import Any, Literal
 
+from analysis.cost.devices import find_device
 from scaling.errors import UserError
 from sweeps.grid import Profile
 from sweeps.machine import Machine
@@ -109,10 +110,13 @@ def _refuse_oversubscription(machine: Machine, workers: int, threads: int, ranks
 def device_bytes(machine: Machine, profile: Profile, workers: Workers) -> int | None:
     """Memory of one process's device: as the profile says, or of this machine's GPUs, or a share of its memory.
 
-    None where it is unknown: on a cluster whose profile does not say.
+    Where the GPUs are elsewhere, of the one that the profile names; None where it names none that is known.
     """
     if profile.device_memory_gib is not None and workers.device == "cuda":
         return int(profile.device_memory_gib * 2**30)
+    if workers.device == "cuda" and (workers.executor == "slurm" or not machine.gpus):
+        named = find_device(profile.gpu or "")
+        return None if named is None else int(named.memory_bytes)
     if workers.executor == "slurm":
         return None
     if workers.device == "cuda":

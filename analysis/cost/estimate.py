@@ -26,13 +26,9 @@ from analysis.cost.prices import CPU_CORE, Price
 from analysis.cost.propagate import known, product, quotient
 from analysis.cost.run_utilisation import RunFacts, run_gpu_hours
 from analysis.cost.setup import Setup
-from analysis.cost.step import StepTime, step_time
+from analysis.cost.step import StepTime, busy_share, step_time
 
 _GIB = 2.0**30
-#: Parts of StepTime in which a GPU computes; in the others it waits.
-_COMPUTE = ("linear", "attention", "elementwise", "output_layer", "recompute", "optimizer")
-#: How far the share of the time in which the GPUs compute may be off, in either direction.
-_BUSY_ERROR = 0.1
 #: 6ND of the smallest published run that run_utilisation has learnt from is 7e18.
 _SMALLEST_PUBLISHED = 5e18
 _MOST_REMEDIES = 3
@@ -127,7 +123,7 @@ def estimate(setup: Setup, tokens: float, assumptions: Assumptions) -> Estimate:
     published = _published_hours_apply(setup, flops["c_6nd"], assumptions)
     hours = _published_hours(setup, tokens, assumptions) if published else from_step
 
-    busy = TYPICAL_BUSY if published else _busy(step)
+    busy = TYPICAL_BUSY if published else busy_share(step)
     pue = TYPICAL_PUE if assumptions.pue is None else known(assumptions.pue)
     energy = energy_kwh(setup.device, hours, busy, pue)
     intensity, price = assumptions.carbon_intensity, assumptions.price
@@ -169,11 +165,6 @@ def _flops_per_token(setup: Setup, convention: str) -> float:
         flops_per_token(setup.model, setup.seq_length, convention, mode) for mode in ("none", setup.recompute)
     )
     return none + (chosen - none) * (setup.recompute_share if setup.recompute == "full" else 1.0)
-
-
-def _busy(step: StepTime) -> Interval:
-    share = sum(getattr(step, name) for name in _COMPUTE) / step.total
-    return Interval(share, max(0.0, share - _BUSY_ERROR), min(1.0, share + _BUSY_ERROR))
 
 
 def _published_hours_apply(setup: Setup, c_6nd: float, assumptions: Assumptions) -> bool:

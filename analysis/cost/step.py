@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields, replace
 
 from analysis.cost.collectives import gather_seconds, send_seconds
 from analysis.cost.counts import block_parameters, embedding_parameters
+from analysis.cost.interval import Interval
 from analysis.cost.operators import LayerTime, Rates, layer_time
 from analysis.cost.setup import Setup
 from analysis.cost.stacks import Constants, constants_of
@@ -24,6 +25,9 @@ from analysis.cost.stacks import Constants, constants_of
 _WEIGHT_BYTES, _GRADIENT_BYTES, _OPTIMIZER_BYTES = 2.0, 4.0, 30.0
 #: Part of the bubble that a schedule leaves, against 1F1B's.
 _BUBBLE = {"gpipe": 1.0, "1f1b": 1.0, "interleaved1f1b": 1.0, "zbv": 1 / 3, "dualpipev": 1 / 3}
+#: Parts of a step in which the GPU computes; in the others it waits. And how far their share may be off, either way.
+_COMPUTE = ("linear", "attention", "elementwise", "output_layer", "recompute", "optimizer")
+_BUSY_ERROR = 0.1
 #: Launching a layer with experts takes the host about twice as long.
 _EXPERT_LAUNCHES = 2.0
 
@@ -228,6 +232,12 @@ def _optimizer_seconds(setup: Setup, rates: Rates) -> float:
         dense /= setup.sharding_size or data
         experts /= max(1, data * setup.tensor_parallel_size // setup.expert_parallel_size)
     return (dense + experts) * _OPTIMIZER_BYTES / rates.bandwidth
+
+
+def busy_share(step: StepTime) -> Interval:
+    """Share of the step in which the GPU computes; in the rest it waits for the host, the network or other GPUs."""
+    share = sum(getattr(step, name) for name in _COMPUTE) / step.total
+    return Interval(share, max(0.0, share - _BUSY_ERROR), min(1.0, share + _BUSY_ERROR))
 
 
 def with_changes(constants: Constants, **changes: float) -> Constants:

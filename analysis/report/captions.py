@@ -20,7 +20,10 @@ def captions(rows: Rows, law: dict | None) -> dict[str, dict[str, str]]:
         "One panel per compute budget, dark to light from the smallest to the largest model; losses are means over "
         "stretches of equal length in log tokens. Dashed: runs that did not finish."
     )
-    time = "Each dot is a finished run; on the grey line it took the time that the plan predicted, above it longer."
+    time = (
+        "Each dot is a finished run; on the grey line it took the time that the plan predicted, above it longer. "
+        "A bar is the prediction's 90 % interval: it should meet the grey line."
+    )
     texts = {
         "isoflop": ("Loss against size at fixed compute", _isoflop(rows, law)),
         "compute": ("Loss against compute", _compute(law, level)),

@@ -16,7 +16,7 @@ from typing import Any
 from analysis import figure_style, formatting
 from analysis.plots import Curves, draw_figures
 from analysis.report import plan as plan_section
-from analysis.report import forms, held_out, tables, text
+from analysis.report import forms, held_out, predicted, tables, text
 from analysis.report.captions import captions
 from analysis.runs import Rows, tidy_records
 from scaling.errors import UserError
@@ -26,7 +26,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 #: Anchor -> (what the navigation calls it, the content of which any one makes the section appear).
 SECTIONS = {
     "answer": ("Answer", ("written_at",)),
-    "plan": ("Plan and cost", ("plan_facts", "plan_table")),
+    "plan": ("Plan and cost", ("plan_facts", "plan_table", "predicted_table")),
     "isoflop": ("IsoFLOP curves", ("isoflop",)),
     "optimum": ("N* and D*", ("optimal-params",)),
     "fit": ("Fit", ("parameter_table",)),
@@ -110,6 +110,8 @@ def render_report(
         "plan_text": plan_section.plan_text(plan),
         "plan_facts": plan_section.plan_facts(plan, rows),
         "plan_table": plan_section.plan_table(rows),
+        "predicted_table": predicted.predicted_table(rows),
+        "outside_text": predicted.outside_text(rows),
         "isoflop_table": tables.isoflop_table(law),
         "exponent_table": tables.exponent_table(law),
         "law": law or {},

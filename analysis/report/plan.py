@@ -1,5 +1,6 @@
 """The plan beside what it took: time, compute and money, predicted and measured."""
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -50,12 +51,16 @@ def plan_facts(plan: dict, rows: Rows) -> Table | None:
             formatting.power(totals.get("flops"), 3),
             formatting.power(sum(map(compute_of, runs)), 3),
         ),
-        _facts("Wall time", _hours(totals.get("hours")), formatting.duration(_elapsed(rows))),
-        _facts(device, _device_hours(totals.get("device_hours")), _device_hours(hours if trained else None)),
-        _facts("Cost, US dollars", _money(totals.get("usd") or {}), _money(spent) if trained else DASH),
+        _facts("Wall time", _ranged(totals.get("hours"), _hours), formatting.duration(_elapsed(rows))),
+        _facts(device, _ranged(totals.get("device_hours"), _device_hours), _device_hours(hours if trained else None)),
+        *_energy(totals, rows),
+        _facts("Cost, US dollars", _ranged(totals.get("usd"), formatting.dollars), _money(spent) if trained else DASH),
     ]
     source = plan.get("price") or {}
-    caption = "Measured wall time runs from the first start to the last end, pauses included."
+    caption = (
+        "In brackets 90 % intervals. Measured wall time runs from the first start to the last end, pauses included; "
+        f"measured {device} are those of the training loop, planned ones hold each run's start and last evaluation."
+    )
     if is_number(price.get("mid")):
         caption += (
             f" Dollars at {_money(price)} per {source.get('device', 'device')} hour, "
@@ -107,6 +112,23 @@ def _facts(name: str, planned: str, measured: str) -> Row:
     return Row([words(name), words(planned), words(measured)])
 
 
+def _energy(totals: dict, rows: Rows) -> list[Row]:
+    """Planned at the building's meter, measured by the GPUs' own counters; no row where neither is known."""
+    joules = [row["energy_joules"] for row in rows if is_number(row.get("energy_joules"))]
+    planned = _ranged(totals.get("energy_kwh"), _kwh)
+    if planned == DASH and not joules:
+        return []
+    measured = f"{_kwh(sum(joules) / 3.6e6)} by the GPUs' own counters" if joules else DASH
+    return [_facts("Energy", planned if planned == DASH else f"{planned} at the building's meter", measured)]
+
+
+def _ranged(value: Any, show: Callable[[float], str]) -> str:
+    """{value, low, high} as the value with its bounds in brackets."""
+    if not isinstance(value, dict) or not is_number(value.get("value")):
+        return DASH
+    return f"{show(value['value'])} ({formatting.interval([value.get('low'), value.get('high')], show)})"
+
+
 def _money(usd: dict[str, Any]) -> str:
     """The middle price, and its range."""
     if not is_number(usd.get("mid")):
@@ -121,6 +143,10 @@ def _hours(hours: float | None) -> str:
 
 def _device_hours(hours: float | None) -> str:
     return f"{formatting.significant(hours)} h" if is_number(hours) else DASH
+
+
+def _kwh(energy: float) -> str:
+    return f"{formatting.significant(energy)} kWh"
 
 
 def _range(group: Rows, column: str) -> str:

@@ -77,7 +77,9 @@ def _record(budget: float, params: int, noise: float, draw: random.Random) -> di
         "bits_per_byte": loss / math.log(2),
         "tokens_per_second": tokens / seconds,
         "seconds": seconds,
-        "predicted_seconds": flops / (1.0e10 * (params / 2e4) ** 0.3),
+        **predicted("seconds", flops / (1.0e10 * (params / 2e4) ** 0.3), 1.2),
+        "peak_memory_bytes": 5.2e8,
+        **predicted("peak_memory_bytes", 5e8, 1.1),
         "device_hours": seconds / 3600,
         "mfu_causal": 1.07 * flops / seconds / 6e10,
         "seq_length": SEQ_LENGTH,
@@ -125,12 +127,23 @@ def _curve(row: dict, lines: int, draw: random.Random) -> list[dict]:
     return result
 
 
+def interval(value: float, factor: float) -> dict[str, float]:
+    """A predicted value that may be off by a factor either way, as plan.json has it."""
+    return {"value": value, "low": value / factor, "high": value * factor}
+
+
+def predicted(column: str, value: float, factor: float) -> dict[str, float]:
+    """The columns of a prediction."""
+    ends = interval(value, factor)
+    return {f"predicted_{column}": value} | {f"predicted_{column}_{end}": ends[end] for end in ("low", "high")}
+
+
 def plan(rows: list[dict]) -> dict:
     """plan.json of the sweep, without the cells."""
     hours = sum(row["predicted_seconds"] for row in rows) / 3600
     price = {"low": 0.02, "mid": 0.04, "high": 0.06}
     return {
-        "plan_version": 1,
+        "plan_version": 2,
         "grid": "chinchilla",
         "profile": "laptop",
         "description": "Byte-level models, about ten minutes on two cores",
@@ -157,9 +170,10 @@ def plan(rows: list[dict]) -> dict:
             "cells": len(rows),
             "tokens": sum(row["tokens"] for row in rows),
             "flops": sum(row["flops"] for row in rows),
-            "hours": hours / 2,
-            "device_hours": hours,
-            "usd": {name: value * hours for name, value in price.items()},
+            "hours": interval(hours / 2, 1.2),
+            "device_hours": interval(hours, 1.2),
+            "energy_kwh": None,
+            "usd": interval(price["mid"] * hours, 1.7),
         },
     }
 

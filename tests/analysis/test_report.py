@@ -118,12 +118,26 @@ def test_every_figure_says_what_to_see(page):
 def test_plan_and_bill_are_held_against_what_was_measured(page, rows):
     planned = sum(row["predicted_seconds"] for row in rows) / 3600
     spent = sum(row["device_hours"] for row in rows)
-    assert f"CPU core-hours {formatting.significant(planned)} h {formatting.significant(spent)} h" in page.text
+    low, high = (f"{formatting.significant(hours)} h" for hours in (planned / 1.2, planned * 1.2))
+    planned_text = f"{formatting.significant(planned)} h ({low} to {high})"
+    assert f"CPU core-hours {planned_text} {formatting.significant(spent)} h" in page.text
     assert f"Cost, US dollars {formatting.dollars(0.04 * planned)} (" in page.text
     assert f"{formatting.dollars(0.04 * spent)} (" in page.text
     assert "prices of 2026-02-14, a price list" in page.text
     assert "Wall time" in page.text and "9.00 min" in page.text
     assert "The plan warned: 2 of 42 cells see the text more than once." in page.text
+
+
+def test_predictions_are_held_against_measurements_and_those_that_missed_are_named(page, rows):
+    finished = [row for row in rows if row["status"] == "finished"]
+    missed = [row for row in finished if not 1 / 1.2 <= row["seconds"] / row["predicted_seconds"] <= 1.2]
+    assert 0 < len(missed) < len(finished)
+    assert f"Time in the training loop {len(finished)}" in page.text
+    assert f"{len(finished) - len(missed)} of {len(finished)}" in page.text
+    said = page.text.split("Outside of the interval of time")[1].split(".IsoFLOP")[0]
+    assert all(row["cell"] in said for row in missed)
+    assert "Peak memory of a process" in page.text and "Outside of the interval of memory" not in page.text
+    assert "Energy, by the GPUs' counters" not in page.text, "not measured, so not compared"
 
 
 def test_every_run_is_in_the_table_and_the_diverged_one_is_explained(page, rows):

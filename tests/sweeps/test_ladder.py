@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 from sweep_lab import grid_values
 
+from analysis.cost.devices import require_device
 from scaling.config import RunConfig, build_config
 from scaling.errors import UserError
 from scaling.layouts import check_layout
@@ -13,8 +14,9 @@ from scaling.memory import memory_estimate
 from scaling.presets import get_preset
 from sweeps.attempts import OUT_OF_MEMORY
 from sweeps.grid import Grid, make_cells
-from sweeps.ladder import choose, lay_out, layout_to_try, roomier, settings
+from sweeps.ladder import _ladder, choose, lay_out, layout_to_try, roomier, settings
 from sweeps.plan import Workers
+from sweeps.prediction import GpuPredictor
 
 GPU_BYTES = 80 * 2**30
 
@@ -33,27 +35,54 @@ def run(preset: str = "chinchilla-1266m", batch: int = 128, **execution) -> RunC
     )
 
 
+seconds = GpuPredictor(require_device("H100"), None, "a test").step_seconds
+
+
 def fits(config: RunConfig) -> bool:
     return memory_estimate(config).total <= GPU_BYTES
 
 
-def test_a_cell_that_fits_on_its_ranks_is_left_as_it_is_but_for_data_parallelism():
+def test_the_fastest_settings_by_prediction_are_chosen_and_compared_with_the_next_layout():
     small = run("gpt2-small", batch=8)
-    assert choose(small, 1, GPU_BYTES, 8) == small
-    assert settings(choose(small, 8, GPU_BYTES, 8)) == "dp8 mb1"
-    assert settings(choose(small, 6, GPU_BYTES, 8)) == "dp4 mb2", "as many as divide the batch"
-    assert choose(run(), 8, None, 8).parallel.data_parallel_size == 8, "memory unknown: nothing demands more"
+    assert choose(small, 1, GPU_BYTES, 8, seconds) == (small, "one process")
+    config, reason = choose(run(batch=64), 8, GPU_BYTES, 8, seconds)
+    assert config.parallel.data_parallel_size == 8
+    rivals = [rung for rung in _ladder(run(batch=64), 8, 8) if rung.parallel != config.parallel and fits(rung)]
+    slower = 100 * (seconds(min(rivals, key=seconds)) / seconds(config) - 1)
+    assert reason == f"fastest that fits; {settings(min(rivals, key=seconds))} is {slower:.0f} % slower"
+    assert settings(choose(run(), 8, None, 8, seconds)[0]) == "dp8 mb16", "memory unknown: nothing demands more"
 
 
-def test_memory_demands_first_micro_batches_then_recomputation_then_tensor_then_pipeline_ranks():
-    order = [choose(run(name), 8, GPU_BYTES, 8) for name in ("chinchilla-74m", "chinchilla-1266m", "chinchilla-16183m")]
-    assert all(fits(config) for config in order)
-    small, middle, large = (config.parallel for config in order)
-    assert small == middle and small.data_parallel_size == 8
-    assert order[0].micro_batch_size > order[1].micro_batch_size
-    assert large.tensor_parallel_size > 1 and large.pipeline_parallel_size == 1
-    across = choose(run("chinchilla-16183m"), 16, 40 * 2**30, 2).parallel
-    assert across.tensor_parallel_size <= 2 < across.pipeline_parallel_size, "tensor ranks stay within a node of 2"
+def test_a_prediction_that_data_parallelism_is_slow_is_reason_enough_to_take_another():
+    def slow_data_parallel(config: RunConfig) -> float:
+        return seconds(config) * (10 if config.parallel.data_parallel_size > 1 else 1)
+
+    config, _ = choose(run(), 4, GPU_BYTES, 8, slow_data_parallel)
+    assert config.parallel.data_parallel_size == 1 and config.parallel.world_size == 4
+
+
+def test_what_the_prediction_cannot_tell_apart_goes_to_data_parallelism():
+    config, reason = choose(run("gpt2-small", batch=8), 8, GPU_BYTES, 8, seconds)
+    assert settings(config) == "dp8 mb1" and "is only" in reason and "% faster" in reason
+
+
+def test_ranks_that_gain_nothing_are_left_to_other_cells():
+    config, reason = choose(run("gpt2-small", batch=8), 8, GPU_BYTES, 8, lambda config: 1.0)
+    assert config.parallel.world_size == 1 and reason.startswith("fastest that fits")
+
+
+def test_memory_demands_smaller_micro_batches_then_ranks_that_divide_the_weights():
+    chosen = [
+        choose(run(name), 8, GPU_BYTES, 8, seconds)
+        for name in ("chinchilla-74m", "chinchilla-1266m", "chinchilla-16183m")
+    ]
+    assert all(fits(config) for config, _ in chosen)
+    (small, _), (middle, _), (large, reason) = chosen
+    assert small.parallel == middle.parallel and small.parallel.data_parallel_size == 8
+    assert small.micro_batch_size > middle.micro_batch_size
+    assert large.parallel.data_parallel_size < 8 and "dp8 is faster and does not fit" in reason
+    across = choose(run("chinchilla-16183m"), 16, 40 * 2**30, 2, seconds)[0].parallel
+    assert across.tensor_parallel_size <= 2, "tensor ranks stay within a node of 2"
     assert across.world_size == 16
 
 
@@ -62,16 +91,16 @@ def test_where_nothing_fits_the_roomiest_is_tried_with_a_warning():
     corpus = SimpleNamespace(name="words", fingerprint="f" * 64, tokenizer="byte", vocab_size=256)
     cells = make_cells(grid.profiles["laptop"], corpus, "test")
     workers = Workers(executor="local", count=1, num_threads=1, device="cpu", reason="test")
-    done, warnings = lay_out(cells, 1, 2**40, workers)
+    done, warnings = lay_out(cells, 1, 2**40, workers, lambda config: 1.0)
     assert [cell.config.parallel for cell in done] == [cell.config.parallel for cell in cells] and not warnings
-    done, warnings = lay_out(cells, 1, 10_000, workers)
+    done, warnings = lay_out(cells, 1, 10_000, workers, lambda config: 1.0)
     assert len(warnings) == len(cells) and "may not fit" in warnings[0] and "ranks_per_cell" in warnings[0]
     assert all(settings(cell.config).startswith("single mb1") for cell in done)
 
 
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_each_fallback_needs_clearly_less_on_the_same_ranks_until_there_is_none(ranks):
-    config = choose(run(), ranks, None, 8)
+    config, _ = choose(run(), ranks, None, 8, seconds)
     rungs = [config]
     while (config := roomier(config, 8)) is not None:
         check_layout(config)

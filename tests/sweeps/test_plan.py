@@ -4,7 +4,8 @@ from types import SimpleNamespace
 import pytest
 from sweep_lab import grid_values
 
-from analysis.cost.throughput import CPU_CONSTANTS, Throughput, predict_seconds
+from analysis.cost.cpu_throughput import CPU_CONSTANTS, CpuThroughput
+from analysis.cost.interval import Interval
 from scaling.accounting import parameter_count
 from scaling.errors import UserError
 from sweeps.grid import Grid, make_cells
@@ -20,8 +21,9 @@ from sweeps.plan import (
     makespan,
     read_plan,
 )
+from sweeps.prediction import CpuPredictor
 
-THROUGHPUT = Throughput("a CPU", 1e11, 1e10, CPU_CONSTANTS, "a test")
+PREDICTOR = CpuPredictor(CpuThroughput("a CPU", 1e11, CPU_CONSTANTS, "a test"))
 PRICE = DevicePrice(
     device="CPU core",
     usd_per_device_hour=Dollars(low=0.01, mid=0.04, high=0.09),
@@ -31,7 +33,7 @@ PRICE = DevicePrice(
 )
 
 
-def a_plan(train_tokens=10**6, price=PRICE, num_threads=1, count=2, parallel=None):
+def a_plan(train_tokens=10**6, price=PRICE, num_threads=1, count=2, parallel=None, made_before=None):
     values = grid_values()
     values["profiles"]["laptop"]["parallel"] = parallel or {}
     grid = Grid.model_validate(values)
@@ -49,7 +51,9 @@ def a_plan(train_tokens=10**6, price=PRICE, num_threads=1, count=2, parallel=Non
         workers=Workers(executor="local", count=count, num_threads=num_threads, device="cpu", reason="test"),
         price=price,
         warnings=[],
-        throughput=THROUGHPUT,
+        predict=PREDICTOR.predict,
+        prediction=PREDICTOR.source,
+        made_before=made_before or {},
     )
 
 
@@ -61,7 +65,8 @@ def test_cells_are_counted_under_every_convention():
         assert cell.flops == 6 * cell.params * cell.tokens
         assert cell.flops_causal < cell.flops_full == cell.flops_hardware
         assert cell.run_id == cell.config.run_id
-        assert cell.seconds == predict_seconds(cell.config, THROUGHPUT) > 0
+        assert cell.prediction == PREDICTOR.predict(cell.config)
+        assert 0 < cell.prediction.training_seconds.value < cell.seconds
 
 
 def test_totals_are_the_sums_and_dollars_follow_the_device_hours():
@@ -69,11 +74,23 @@ def test_totals_are_the_sums_and_dollars_follow_the_device_hours():
     seconds = sum(cell.seconds for cell in plan.cells)
     assert plan.totals.cells == len(plan.cells) == 6
     assert plan.totals.flops == sum(cell.flops for cell in plan.cells)
-    assert plan.totals.device_hours == pytest.approx(3 * seconds / 3600), "a worker of 3 threads keeps 3 cores busy"
-    assert plan.totals.usd.high == pytest.approx(0.09 * plan.totals.device_hours)
+    hours = plan.totals.device_hours
+    assert hours.value == pytest.approx(3 * seconds / 3600), "a worker of 3 threads keeps 3 cores busy"
+    assert hours.high == pytest.approx(3 * sum(cell.prediction.seconds.high for cell in plan.cells) / 3600)
+    assert plan.totals.usd.value == pytest.approx(0.04 * hours.value)
+    assert 0.09 * hours.value < plan.totals.usd.high < 0.09 * hours.high, "not both at their worst at once"
+    assert plan.totals.energy_kwh is None, "a CPU's power is not known"
     assert all(cell.config.execution.num_threads == 3 for cell in plan.cells)
     wide = a_plan(parallel={"*": {"data_parallel_size": 2}})
-    assert wide.totals.device_hours == pytest.approx(2 * sum(cell.seconds for cell in wide.cells) / 3600)
+    assert wide.totals.device_hours.value == pytest.approx(2 * sum(cell.seconds for cell in wide.cells) / 3600)
+
+
+def test_a_cell_that_has_begun_keeps_the_prediction_made_before():
+    first = a_plan()
+    earlier = first.cells[2].prediction.model_copy(update={"seconds": Interval(7.0, 5.0, 9.0)})
+    plan = a_plan(made_before={first.cells[2].run_id: earlier})
+    assert plan.cells[2].prediction == earlier and plan.cells[2].seconds == 7
+    assert [cell.prediction for cell in plan.cells[3:]] == [cell.prediction for cell in first.cells[3:]]
 
 
 def test_makespan_gives_each_worker_the_longest_task_left():
@@ -92,8 +109,8 @@ def test_makespan_of_a_task_that_needs_several_slots_waits_for_all_of_them():
     ("limits", "option"),
     [
         (lambda totals: {"max_flops": totals.flops}, "--max-flops"),
-        (lambda totals: {"max_gpu_hours": totals.device_hours}, "--max-gpu-hours"),
-        (lambda totals: {"max_usd": totals.usd.mid}, "--max-usd"),
+        (lambda totals: {"max_gpu_hours": totals.device_hours.value}, "--max-gpu-hours"),
+        (lambda totals: {"max_usd": totals.usd.value}, "--max-usd"),
     ],
 )
 def test_a_plan_above_a_limit_is_refused_with_both_numbers(limits, option):
