@@ -94,7 +94,7 @@ def _sources(found: Estimate) -> dict[str, str]:
     if calibration is not None and calibration.stack == found.setup.stack:
         stack += f" refitted to {calibration.num_runs} runs of {calibration.source}"
     hours = (
-        "82 published runs by N, D, GPU (analysis/cost/run_utilisation.py), since nothing was said of the layout"
+        "published runs, by N, D, GPU (analysis/cost/run_utilisation.py), since nothing was said of the layout"
         if found.from_published_runs
         else f"step time / goodput of {found.goodput.value:.2f} (analysis/cost/goodput.py)"
     )
@@ -129,6 +129,7 @@ def _warnings(found: Estimate) -> list[str]:
             f"gpu_hours are those of published runs; the step time of the layout chosen here gives {value} ({low} to "
             f"{high}), goodput included: give a layout, or --goodput, to have that used"
         )
+        warnings += found.unlike_published
     calibration = found.assumptions.calibration
     if calibration is not None and calibration.stack != setup.stack:
         warnings.append(f"the calibration is of the stack {calibration.stack}: not used for {setup.stack}")
