@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 
 from analysis.estimator import Estimator
-from analysis.forecasts import FORECASTS, SURFACE_FORECASTS, budgets_of, make_forecasts, near_minima, with_budgets
+from analysis.forecasts import (
+    all_recipes,
+    budgets_of,
+    make_forecasts,
+    near_minima,
+    surface_recipes,
+    with_budgets,
+)
 from analysis.frontier import Minimum, parabola_minima
 from analysis.table import Table
 
@@ -48,11 +55,11 @@ class Score:
 
     @property
     def log_params_error(self) -> float:
-        return float(np.log(self.params) - np.log(self.measured_params))
+        return _log_ratio(self.params, self.measured_params)
 
     @property
     def loss_error(self) -> float:
-        return float(np.log(self.loss) - np.log(self.measured_loss))
+        return _log_ratio(self.loss, self.measured_loss)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as in `forms` of law.json."""
@@ -72,7 +79,7 @@ def backtest(table: Table, estimator: Estimator = Estimator(), depth: int = DEPT
     scores = []
     for left_out in range(1, min(depth, len(groups) - MIN_FITTED) + 1):
         fitted, held_out = groups[:-left_out], groups[-left_out:]
-        forecasts = make_forecasts(with_budgets(table, fitted), estimator, FORECASTS)
+        forecasts = make_forecasts(with_budgets(table, fitted), estimator, all_recipes())
         for steps, (flops, rows) in enumerate(held_out[:2], start=1):
             measured = measured_minimum(with_budgets(table, [(flops, rows)]))
             for form, forecast in forecasts.items():
@@ -93,7 +100,7 @@ def _backtest_losses(table: Table, estimator: Estimator, depth: int) -> list[Sco
     scores = []
     for left_out in range(1, depth + 1 if len(table) >= _MIN_RUNS else 1):
         kept, held_out = np.concatenate(slices[:-left_out]), table.take(slices[-left_out])
-        for form, forecast in make_forecasts(table.take(kept), estimator, SURFACE_FORECASTS).items():
+        for form, forecast in make_forecasts(table.take(kept), estimator, surface_recipes()).items():
             predicted = forecast.law.loss(held_out.params, held_out.tokens)
             scores.append(
                 Score(
@@ -112,6 +119,11 @@ def loss_errors(scores: Sequence[Score]) -> dict[str, float]:
         if score.steps == 1:
             squares.setdefault(score.form, []).append(score.loss_error**2)
     return {form: float(np.sqrt(np.mean(values))) for form, values in squares.items()}
+
+
+def _log_ratio(predicted: float, measured: float) -> float:
+    with np.errstate(divide="ignore"):  # a form that has degenerated predicts zero, and is infinitely wrong
+        return float(np.log(predicted) - np.log(measured))
 
 
 def _geometric_mean(values: np.ndarray) -> float:

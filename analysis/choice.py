@@ -20,7 +20,7 @@ import numpy as np
 from analysis.backtest import DEPTH, Score, backtest
 from analysis.delta import student_quantile
 from analysis.estimator import Estimator
-from analysis.forecasts import FORECASTS, SURFACE_FORECASTS, Forecast, budgets_of, make_forecasts, with_budgets
+from analysis.forecasts import Forecast, all_recipes, budgets_of, make_forecasts, surface_recipes, with_budgets
 from analysis.law import Allocation
 from analysis.table import Table
 from scaling.errors import UserError
@@ -69,7 +69,7 @@ def errors_of(scores: Sequence[Score], after: int = 0) -> Errors:
 
     def rms(form: str, name: str, prior: float) -> float:
         squares = np.array([prior**2, *(getattr(score, name) ** 2 for score in chosen if score.form == form)])
-        return float(np.sqrt(squares[np.isfinite(squares)].mean()))
+        return float(np.sqrt(squares[~np.isnan(squares)].mean()))  # nan: there was no minimum to compare with
 
     forms = {form: PRIOR.get(form, PRIOR["chinchilla"]) for form in (*PRIOR, *(score.form for score in chosen))}
     steps = [np.log(score.held_out_flops / score.fitted_flops) for score in chosen]
@@ -100,13 +100,14 @@ def combine(
     growth = max(steps_ahead, 1.0)
 
     def mixture(error: Mapping[str, float], name: str, of: str, floor: float) -> tuple[float, float]:
-        usable = [form for form in predictions if np.isfinite(getattr(predictions[form], of))]
-        known = {form: value for form, value in error.items() if form in usable}
+        with np.errstate(divide="ignore"):
+            found = {form: float(np.log(getattr(best, of))) for form, best in predictions.items()}
+        known = {form: value for form, value in error.items() if np.isfinite([value, found.get(form, np.nan)]).all()}
         if not known:
             raise UserError(f"form = auto: no form predicts {of} from these runs: choose a form by name")
         weights = weights_of(known, _LEAST_ERROR[name])
         share = np.array(list(weights.values()))
-        logs = np.log([float(getattr(predictions[form], of)) for form in weights])
+        logs = np.array([found[form] for form in weights])
         own = np.maximum([known[form] * growth for form in weights], floor)
         mean = share @ logs
         return float(mean), float(quantile * np.sqrt(share @ ((logs - mean) ** 2 + own**2)))
@@ -117,7 +118,9 @@ def combine(
         "loss": mixture(errors.loss, "loss", "loss", _LEAST_ERROR["loss"]),
     }
     value = Allocation(*(np.exp(mean) for mean, _ in centres.values()))
-    bounds = {name: (float(np.exp(mean - half)), float(np.exp(mean + half))) for name, (mean, half) in centres.items()}
+    with np.errstate(over="ignore"):  # far beyond budgets that lie close together an interval has no end
+        ends = {name: np.exp([mean - half, mean + half]) for name, (mean, half) in centres.items()}
+    bounds = {name: (float(low), float(high)) for name, (low, high) in ends.items()}
     return Prediction(value, **bounds)
 
 
@@ -177,7 +180,7 @@ def choose_form(
     errors, groups = errors_of(scores), budgets_of(table)
     if errors.num == 0 and len(groups) < 2:
         return None
-    best = min(SURFACE_FORECASTS, key=lambda form: errors.loss[form])
+    best = min((form for form in surface_recipes() if form in errors.loss), key=lambda form: errors.loss[form])
     leader = min(errors.loss, key=lambda form: errors.loss[form])
     left_out = "largest budgets" if groups else "tenths of the runs with the most compute"
     used = "predictions average all forms, each weighted by 1/error^4" if groups else f"predictions are those of {best}"
@@ -188,7 +191,7 @@ def choose_form(
     )
     if not groups:
         return Choice(best, reason, scores, errors, {}, float(table.flops.max()), float("nan"))
-    forecasts = make_forecasts(with_budgets(table, groups), estimator, FORECASTS)
+    forecasts = make_forecasts(with_budgets(table, groups), estimator, all_recipes())
     return Choice(best, reason, scores, errors, forecasts, groups[-1][0], size_resolution(table))
 
 

@@ -26,14 +26,23 @@ _EXTREME = 1e-2
 class Covariance:
     """How uncertain a fit is near its optimum, in its coordinates [k]; held ones have no variance.
 
-    bread: H^-1, [k, k]; matrix: the covariance. degrees: runs less free parameters.
+    bread: H^-1, [k, k]; root: a square root of the covariance, [k, n]. degrees: runs less free parameters.
     """
 
     fit: Fit
     centre: np.ndarray
     bread: np.ndarray
-    matrix: np.ndarray
+    root: np.ndarray
     degrees: int
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """The covariance, [k, k]."""
+        return self.root @ self.root.T
+
+    def variance(self, slope: np.ndarray) -> float:
+        """Of what has this slope [k]: a sum of squares, which rounding cannot make negative."""
+        return float(((slope @ self.root) ** 2).sum())
 
     def values(self, quantity: Quantity, theta: np.ndarray) -> np.ndarray:
         """The quantity on its own scale at coordinates theta [m, k] -> [m]."""
@@ -48,14 +57,16 @@ class Covariance:
         """Its derivative at the estimate, [k].
 
         Raises ValueError for a quantity that is smallest or largest there, such as the waste of the estimate's own
-        optimum: to first order it does not vary.
+        optimum: to first order it does not vary. nan where a degenerate form makes the quantity infinite.
         """
         best = self.fit.coordinates[None]
         ahead, behind = self._beside(quantity, best)
-        bend = np.abs(ahead + behind - 2 * self.values(quantity, best)[:, None]).max()
-        if np.abs(ahead - behind).max() < _EXTREME * bend:
+        with np.errstate(invalid="ignore"):
+            change = ahead - behind
+            bend = np.abs(ahead + behind - 2 * self.values(quantity, best)[:, None]).max()
+        if np.abs(change).max() < _EXTREME * bend:
             raise ValueError(f"{quantity.name}: is at its extreme at the estimate itself: use a bootstrap")
-        return (ahead - behind)[0] / (2 * _STEP)
+        return change[0] / (2 * _STEP)
 
     def _beside(self, quantity: Quantity, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The quantity one step ahead and behind in each coordinate, [m, k] each."""
@@ -66,8 +77,7 @@ class Covariance:
 
     def standard_error(self, quantity: Quantity) -> float:
         """Of the quantity on its own scale: relative, when it is positive. ValueError as in `slope`."""
-        slope = self.slope(quantity)
-        return float(np.sqrt(slope @ self.matrix @ slope))
+        return float(np.sqrt(self.variance(self.slope(quantity))))
 
     def interval(self, quantity: Quantity, level: float = 0.9) -> tuple[float, float]:
         """Student's t interval. ValueError as in `slope`."""
@@ -93,11 +103,10 @@ def covariance(inputs: Sequence[Any], target: Any, fit: Fit, weights: Any = None
         raise ValueError(f"{len(weight)} runs and {len(free)} parameters: no run is left to judge the noise by")
     noise, slope = _psi_moments(residual[0], objective, degrees)
     bread = _inverse(slope * (columns * weight) @ columns.T)
-    meat = noise * (columns * weight**2) @ columns.T
-    whole = [np.zeros((theta.shape[1],) * 2) for _ in range(2)]
-    for matrix, part in zip(whole, (bread, bread @ meat @ bread)):
-        matrix[np.ix_(free, free)] = part
-    return Covariance(fit, centre, *whole, degrees)
+    whole_bread, root = np.zeros((theta.shape[1],) * 2), np.zeros((theta.shape[1], len(weight)))
+    whole_bread[np.ix_(free, free)] = bread
+    root[free] = np.sqrt(noise) * bread @ (columns * weight)
+    return Covariance(fit, centre, whole_bread, root, degrees)
 
 
 def student_quantile(level: float, degrees: int) -> float:
@@ -126,7 +135,8 @@ def _psi_moments(residual: np.ndarray, objective: Objective, degrees: int) -> tu
 
 def _inverse(matrix: np.ndarray) -> np.ndarray:
     """Inverse of a symmetric positive matrix; directions without curvature get a huge variance, not an error."""
-    scale = 1 / np.sqrt(np.maximum(np.diag(matrix), np.finfo(float).tiny))
+    diagonal = np.diag(matrix)
+    scale = 1 / np.sqrt(np.maximum(diagonal, np.finfo(float).eps ** 2 * diagonal.max(initial=1e-100)))
     values, vectors = np.linalg.eigh(matrix * scale[:, None] * scale)
     root = vectors * (scale[:, None] / np.sqrt(np.maximum(values, np.finfo(float).eps)))
     return root @ root.T

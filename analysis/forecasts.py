@@ -107,6 +107,8 @@ def _gamma_near(table: Table, estimator: Estimator) -> Forecast:
     fitted = _fitted(GammaLaw, near, estimator)
     last = _interior(parabola_minima(near))[-1]
     best = fitted.optimum(last.flops)
+    if not 0 < best.params < np.inf:
+        raise UserError("gamma_near: the surface near the minima has no optimum of its own: use approach2")
     return replace(fitted, params_factor=float(last.params / best.params), loss_factor=float(last.loss / best.loss))
 
 
@@ -122,11 +124,7 @@ def _approach2_recent(table: Table, estimator: Estimator) -> Forecast:
 
 
 def _approach2_akima(table: Table, estimator: Estimator) -> Forecast:
-    near = near_minima(table)
-    # Through two sizes that nearly agree a spline may plunge: what is 10 % below every run is no minimum.
-    lowest = {flops: near.loss[rows].min() for flops, rows in budgets_of(near)}
-    found = [minimum for minimum in spline_minima(near) if minimum.loss > (1 - NEAR) * lowest[minimum.flops]]
-    return fit_frontier(_interior(found))
+    return fit_frontier(_interior(spline_minima(near_minima(table))))
 
 
 def _interior(minima: list[Minimum]) -> list[Minimum]:
@@ -136,23 +134,21 @@ def _interior(minima: list[Minimum]) -> list[Minimum]:
     return kept
 
 
-#: Name -> what makes the forecast of a table; it raises UserError where it does not apply.
-SURFACE_FORECASTS: Mapping[str, Callable[[Table, Estimator], FittedSurface]] = {
-    name: partial(_fitted, form) for name, form in FORMS.items() if issubclass(form, Surface)
-}
-FORECASTS: Mapping[str, Callable[[Table, Estimator], Forecast]] = {
-    **SURFACE_FORECASTS,
-    "gamma_near": _gamma_near,
-    "approach2": _approach2,
-    "approach2_recent": _approach2_recent,
-    "approach2_akima": _approach2_akima,
-}
+def surface_recipes() -> dict[str, Callable[[Table, Estimator], FittedSurface]]:
+    """Name -> what fits the surface to a table, of every surface in FORMS as it is now."""
+    return {name: partial(_fitted, form) for name, form in FORMS.items() if issubclass(form, Surface)}
+
+
+def all_recipes() -> dict[str, Callable[[Table, Estimator], Forecast]]:
+    """The same with those that need IsoFLOP budgets; each raises UserError where it does not apply."""
+    others = {"approach2": _approach2, "approach2_recent": _approach2_recent, "approach2_akima": _approach2_akima}
+    return {**surface_recipes(), "gamma_near": _gamma_near, **others}
 
 
 def make_forecasts(
     table: Table, estimator: Estimator, recipes: Mapping[str, Callable[[Table, Estimator], Any]]
 ) -> dict[str, Any]:
-    """Every forecast of `recipes` (FORECASTS, or SURFACE_FORECASTS without budgets) that these runs allow."""
+    """Every forecast of `recipes` (all, or those of surfaces without budgets) that these runs allow."""
     made = {}
     for name, make in recipes.items():
         try:

@@ -18,6 +18,9 @@ from analysis.law import Allocation
 from analysis.table import Table
 from scaling.errors import UserError
 
+#: Through two sizes that nearly agree a spline may plunge: what is this share below every run is no minimum.
+_PLUNGE = 0.10
+
 
 @dataclass(frozen=True)
 class Minimum:
@@ -68,7 +71,8 @@ def fit_frontier(minima: Sequence[Minimum], weights: Sequence[float] | None = No
     )
     lines = regress(np.log(flops), np.log(params), np.log(tokens), weights)
     if len(minima) > 3:
-        compute = fit_law((flops,), loss, Estimator(form=ComputeLaw, loss="log"), weights).law
+        # The starts are a grid over its one exponent, so the best of them suffices: more moved no frontier.
+        compute = fit_law((flops,), loss, Estimator(form=ComputeLaw, loss="log", num_starts=1), weights).law
     else:
         slope, intercept = np.polyfit(np.log(flops), np.log(loss), 1)
         compute = ComputeLaw(0.0, np.exp(intercept), -slope)
@@ -94,7 +98,8 @@ def parabola_minima(table: Table) -> list[Minimum]:
 def spline_minima(table: Table) -> list[Minimum]:
     """Approach 2 as Porian et al. 2024 do it: the minimum of an Akima spline of ln loss in ln N at each budget.
 
-    Runs of one size at one budget count as their mean.
+    Runs of one size at one budget count as their mean. A budget is left out where the spline plunges 10 % below its
+    lowest run.
     """
     minima = []
     for flops, rows in _budgets(table):
@@ -103,6 +108,8 @@ def spline_minima(table: Table) -> list[Minimum]:
             continue
         y = np.bincount(group, np.log(table.loss[rows])) / np.bincount(group)
         position, value = (float(found[0]) for found in akima_minima(x, y[None]))
+        if np.exp(value) <= (1 - _PLUNGE) * table.loss[rows].min():
+            continue
         tokens = float(np.exp(log_tokens_at(table, rows, np.array([position]))[0]))
         interior = bool(x[0] < position < x[-1])
         minima.append(Minimum(flops, float(np.exp(position)), tokens, float(np.exp(value)), interior))

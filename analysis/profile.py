@@ -63,15 +63,15 @@ def profile(
     """The profile of a quantity about a fit of these rows, with the interval at `level`.
 
     inputs, target, weights: as for `fit_law`. points: fits on the profile, an even number. Raises ValueError when the
-    quantity is held, or at its extreme at the estimate as waste is, or when no run is left over.
+    quantity is held, infinite, or at its extreme at the estimate as waste is, or when no run is left over.
     """
     objective, _ = objective_of(inputs, target, fit.estimator)
     weight = np.ones(len(objective.target)) if weights is None else np.asarray(weights, np.float64)
     around = covariance(inputs, target, fit, weights)
     gradient = around.slope(quantity)
-    curvature, variance = gradient @ around.bread @ gradient, gradient @ around.matrix @ gradient
+    curvature, variance = gradient @ around.bread @ gradient, around.variance(gradient)
     if not variance > 0:
-        raise ValueError(f"{quantity.name}: is held, so it has no profile")
+        raise ValueError(f"{quantity.name}: is held, or infinite at the estimate, so it has no profile")
     centre = around.values(quantity, fit.coordinates[None])[0]
     threshold = student_quantile(level, around.degrees) ** 2
     values, deviance = np.array([centre]), np.array([0.0])

@@ -64,7 +64,7 @@ def tokens_per_param(flops: float) -> Quantity:
 
     def ratio(law: Surface) -> np.ndarray:
         best = law.optimum(flops)
-        with np.errstate(invalid="ignore", divide="ignore"):
+        with np.errstate(all="ignore"):  # where the form has degenerated, the optimum is zero, inf or nan
             return best.tokens / best.params
 
     return Quantity(f"tokens per parameter at {flops:.3g} FLOPs", ratio)

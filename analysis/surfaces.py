@@ -154,7 +154,7 @@ class KaplanLaw(Surface):
 
     def terms(self) -> Terms:
         inner = self.alpha_N / self.alpha_D
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):  # 0 ln(0): an exponent that has run to zero
             log_e, log_a, log_b = np.full_like(inner, -np.inf), inner * np.log(self.N_c), np.log(self.D_c)
         return Terms(log_e, log_a, log_b, inner, np.ones_like(inner), self.alpha_D)
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from references import FOLDER, numbers, rows_of
@@ -6,7 +8,7 @@ from studies import TRUTH, isoflop_study
 from analysis import fit
 from analysis.backtest import backtest, measured_minimum
 from analysis.choice import PRIOR, average_scores, choose_form, combine, errors_of, size_resolution, weights_of
-from analysis.forecasts import FORECASTS, budgets_of, near_minima, with_budgets
+from analysis.forecasts import all_recipes, budgets_of, near_minima, with_budgets
 from analysis.law import Allocation
 from analysis.study import analyse
 from analysis.surfaces import GammaLaw
@@ -22,7 +24,7 @@ def table_of(**study):
 
 def test_every_form_predicts_the_next_budget_of_its_own_kind():
     scores = backtest(table_of())
-    assert {score.form for score in scores} == set(FORECASTS)
+    assert {score.form for score in scores} == set(all_recipes())
     assert [max(score.num_held_out for score in scores), max(score.steps for score in scores)] == [3, 2]
     exact = [score for score in scores if score.form in ("chinchilla", "gamma")]
     assert max(abs(score.loss_error) for score in exact) < 1e-3  # the parabola that measures is not quite the surface
@@ -146,3 +148,12 @@ def test_auto_predicts_with_the_average_and_draws_the_best_surface():
     assert "FORM_FAILS_BACKTEST" in [warning["code"] for warning in wrong["warnings"]] and wrong["choice"] is None
     with pytest.raises(UserError, match="name the form"):
         analyse(study, form="auto", held={"E": 1.0})
+
+
+def test_a_form_that_predicted_nothing_has_no_weight():
+    scores = backtest(table_of(noise=0.002))
+    lost = [replace(score, params=0.0) if score.form == "approach2" else score for score in scores]
+    errors = errors_of(lost)
+    assert errors.params["approach2"] == np.inf and weights_of(errors.params, 0.03)["approach2"] == 0
+    some = {"gamma": Allocation(1e6, 1e8, 2.0), "approach2": Allocation(1e7, 1e7, 2.0)}
+    assert combine(some, errors, 1.0, 0.1).value.params == pytest.approx(1e6)

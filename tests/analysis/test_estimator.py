@@ -157,9 +157,9 @@ def test_int64_columns_are_not_multiplied_as_integers():
 
 
 def test_columns_that_overflow_are_no_crash():
-    rng = np.random.default_rng(4)
-    inputs = 10 ** rng.uniform(-3, 30, (2, 30))
-    fit = fit_law(inputs, rng.uniform(1, 5, 30), Estimator(loss="linear"))
+    rng = np.random.default_rng(132)
+    inputs = 10 ** rng.uniform(-3, 30, (2, 12))
+    fit = fit_law(inputs, rng.uniform(1, 5, 12), Estimator(loss="linear"))
     assert np.isfinite(fit.objective)
 
 

@@ -50,11 +50,10 @@ def test_steps_into_overflow_are_taken_back():
 
 def test_steps_to_where_the_gradient_overflows_are_taken_back():
     def objective(theta, problem):
-        return (theta[:, 0] - 2) ** 2, np.where(theta > 3, np.nan, 2 * (theta - 2))
+        return (theta[:, 0] - 2) ** 2, np.where(theta > 1.9, np.nan, 2 * (theta - 2))
 
-    found = solve(objective, np.array([[-9.0], [2.9]]))
-    np.testing.assert_allclose(found.theta, 2, atol=1e-6)
-    assert found.converged.all()
+    found = solve(objective, np.array([[-9.0]]))
+    np.testing.assert_allclose(found.theta, 1.9, atol=1e-6)
 
 
 def test_the_iteration_limit_is_reported():
