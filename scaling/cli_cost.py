@@ -5,6 +5,7 @@ import typer
 from scaling.cli_cost_check import calibrate, validate
 from scaling.cli_cost_estimate import estimate
 from scaling.cli_cost_explain import explain
+from scaling.cli_cost_layouts import layouts
 from scaling.cli_cost_options import with_run_options
 
 cost_app = typer.Typer(
@@ -13,5 +14,6 @@ cost_app = typer.Typer(
 )
 cost_app.command()(with_run_options(estimate))
 cost_app.command()(with_run_options(explain))
+cost_app.command()(with_run_options(layouts))
 cost_app.command()(calibrate)
 cost_app.command()(validate)

@@ -74,9 +74,9 @@ def search(
     applies = calibration is not None and calibration.stack == template.stack
     constants = calibration.constants if applies else constants_of(template.stack)
     space = divisions(_emptied(template, open_fields), open_fields)
-    upper_end = memory(template).spread[1] - 1
-    found = _search(space, open_fields, count, constants, upper_end)
-    if not found.candidates and upper_end > _MARGIN:
+    upper_end = memory(template).spread[1]
+    found = _search(space, open_fields, count, constants, upper_end - 1)
+    if not found.candidates and upper_end > 1 + _MARGIN:
         found = replace(_search(space, open_fields, count, constants, _MARGIN), surely=False)
     return found
 

@@ -113,6 +113,8 @@ def test_one_micro_batch_of_the_same_sizes_is_listed_once():
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 8])
 def test_a_list_is_as_long_as_asked_and_sorted(count):
-    predicted = [(laid_out(tensor, 1, size), 1 + size / 10 + tensor / 100) for tensor in (1, 2, 4) for size in (1, 2, 4)]
+    predicted = [
+        (laid_out(tensor, 1, size), 1 + size / 10 + tensor / 100) for tensor in (1, 2, 4) for size in (1, 2, 4)
+    ]
     places = short_list(predicted, count, 0.06)
     assert len(places) == count and places == sorted(places, key=lambda place: predicted[place][1])

@@ -1,0 +1,165 @@
+"""The search: nothing faster is missed, what is listed fits and divides, and the reasons add up."""
+
+from dataclasses import fields, replace
+
+import pytest
+
+from analysis.cost.architecture import Architecture
+from analysis.cost.devices import find_device
+from analysis.cost.feasibility import is_possible
+from analysis.cost.layout_reasons import compare
+from analysis.cost.layout_space import LAYOUT_FIELDS, divisions, variants
+from analysis.cost.layouts import on_more_gpus, search
+from analysis.cost.memory import memory
+from analysis.cost.setup import Setup
+from analysis.cost.step import StepTime, step_time
+
+EIGHT = Architecture("8B", 32, 4096, 32, 8, 128, 14336, 128256)
+SEVENTY = Architecture("70B", 80, 8192, 64, 8, 128, 28672, 128256)
+EXPERTS = replace(EIGHT, name="experts", num_experts=8, moe_router_topk=2, moe_ffn_hidden_size=14336)
+H100 = find_device("H100")
+SETUP = Setup(SEVENTY, H100, num_gpus=64, seq_length=8192, global_batch_size=128)
+SMALL = replace(SETUP, model=EIGHT, num_gpus=16, global_batch_size=48)
+
+
+def everything(template):
+    """Every layout of the space that fits, by another way than the search: all sizes, micro-batches, shares of 1/8."""
+    for division in divisions(template, LAYOUT_FIELDS).divisions:
+        for micro_batch in (1, 2, 3, 4, 6, 8):
+            sized = replace(division, micro_batch_size=micro_batch)
+            if not is_possible(sized) or micro_batch > 1 and sized.context_parallel_size > 1:
+                continue
+            for variant in variants(sized, LAYOUT_FIELDS):
+                for share in (0, *(part / 8 for part in range(1, 9))):
+                    trial = replace(variant, recompute="full", recompute_share=share) if share else variant
+                    if memory(trial).interval()[1] <= trial.device.memory_bytes:
+                        yield trial
+
+
+@pytest.mark.parametrize("template", [SMALL, replace(SMALL, model=EXPERTS, num_gpus=32, global_batch_size=64)])
+def test_nothing_faster_is_missed(template):
+    fastest = min(step_time(trial).total for trial in everything(template))
+    assert search(template).candidates[0].seconds <= fastest
+    assert search(template, count=1).candidates[0].seconds == search(template).candidates[0].seconds
+
+
+def test_what_is_listed_fits_divides_and_is_sorted():
+    found = search(SETUP)
+    assert len(found.candidates) == 5 and found.surely and found.nearest is None
+    for each in found.candidates:
+        assert is_possible(each.setup)
+        assert each.seconds == step_time(each.setup).total and each.memory == memory(each.setup)
+        assert each.memory.interval()[1] <= H100.memory_bytes
+        assert each.setup.num_gpus == 64 and each.setup.global_batch_size == 128
+    seconds = [each.seconds for each in found.candidates]
+    assert seconds == sorted(seconds)
+    sizes = {(each.setup.tensor_parallel_size, each.setup.pipeline_parallel_size) for each in found.candidates}
+    assert len(sizes) >= 2
+    counted = found.too_large + found.too_slow
+    assert found.space.size == len(found.space.divisions) + sum(found.space.impossible.values()) > counted > 0
+
+
+def test_given_fields_stay():
+    open_fields = [name for name in LAYOUT_FIELDS if name not in ("tensor_parallel_size", "recompute", "sharding")]
+    template = replace(SETUP, tensor_parallel_size=8, recompute="full", recompute_share=1.0)
+    for each in search(template, open_fields).candidates:
+        assert each.setup.tensor_parallel_size == 8 and each.setup.recompute == "full"
+        assert each.setup.recompute_share == 1.0 and each.setup.sharding == "zero1"
+
+
+def test_a_schedule_that_is_given_stays():
+    open_fields = [name for name in LAYOUT_FIELDS if name != "pipeline_schedule"]
+    interleaved = replace(SETUP, pipeline_schedule="interleaved1f1b")
+    for schedule, template in (("zbv", replace(SETUP, pipeline_schedule="zbv")), ("interleaved1f1b", interleaved)):
+        for each in search(template, open_fields).candidates:
+            assert each.setup.pipeline_schedule == schedule
+            assert (each.setup.virtual_pipeline_parallel_size > 1) == (schedule == "interleaved1f1b")
+
+
+def test_stages_are_alike_and_interleaved_ones_take_whole_groups_of_micro_batches():
+    odd = replace(SETUP.model, num_layers=77)  # a prime less two: with embedding and output 79, and nothing divides it
+    assert {each.pipeline_parallel_size for each in divisions(replace(SETUP, model=odd), LAYOUT_FIELDS).divisions} <= {
+        1, 2, 4, 8, 16,
+    }  # fmt: skip
+    llama = replace(SETUP.model, num_layers=126)
+    sizes = {each.pipeline_parallel_size for each in divisions(replace(SETUP, model=llama), LAYOUT_FIELDS).divisions}
+    assert sizes == {1, 2, 4, 8, 16, 32, 64}  # with embedding and output 128
+    division = replace(SETUP, tensor_parallel_size=4, pipeline_parallel_size=8)
+    for variant in variants(division, LAYOUT_FIELDS):
+        stages = 8 * variant.virtual_pipeline_parallel_size
+        assert 80 % stages == 0 and (stages == 8 or variant.num_micro_batches % 8 == 0)
+
+
+def test_tensor_ranks_stay_on_fast_links():
+    def tensors(device, heads=64, num_gpus=576):
+        model = replace(SEVENTY, num_attention_heads=heads, num_query_groups=heads)
+        space = divisions(replace(SETUP, model=model, device=find_device(device), num_gpus=num_gpus), LAYOUT_FIELDS)
+        return {each.tensor_parallel_size for each in space.divisions}
+
+    assert tensors("H100") == {1, 2, 4, 8}
+    assert tensors("H100", heads=48) == {1, 2, 4, 8}  # 6 ranks would lie in two nodes
+    assert tensors("GB200", num_gpus=512) == {1, 2, 4, 8, 16, 32, 64}
+
+
+def test_what_fits_only_without_margin_is_said():
+    tight = replace(SMALL, device=replace(H100, memory_bytes=0.0), stack="fsdp_eager", sharding="zero3")
+    needed = memory(search(replace(tight, device=H100), count=1).candidates[0].setup)
+    least = min(
+        memory(replace(division, sharding="zero3", recompute="full")).device
+        for division in divisions(tight, LAYOUT_FIELDS).divisions
+    )
+    found = search(replace(tight, device=replace(H100, memory_bytes=1.1 * least)))
+    assert found.candidates and not found.surely
+    assert found.candidates[0].memory.device <= 1.1 * least / 1.06 < needed.interval()[1]
+
+
+def test_when_nothing_fits_the_nearest_and_more_gpus_are_given():
+    template = replace(SETUP, num_gpus=4, global_batch_size=64)
+    found = search(template)
+    assert not found.candidates and found.too_large == len(found.space.divisions)
+    others = [replace(each, recompute="full") for each in found.space.divisions]
+    assert found.nearest.memory.device == min(memory(each).device for each in others) > H100.memory_bytes
+    more = on_more_gpus(template)
+    assert more.setup.num_gpus > 4 and memory(more.setup).interval()[1] <= H100.memory_bytes
+    assert not search(replace(template, num_gpus=more.setup.num_gpus // 2)).candidates
+
+
+def test_when_nothing_is_possible_the_reasons_are_counted():
+    found = search(replace(SETUP, num_gpus=11, global_batch_size=64))
+    assert not found.candidates and found.nearest is None
+    assert sum(found.space.impossible.values()) == found.space.size == 4
+
+
+def test_reasons_add_up_and_say_what_differs():
+    found = search(SETUP, count=8)
+    best = found.candidates[0]
+    for other in found.candidates[1:]:
+        why = compare(best, other)
+        assert why.seconds == pytest.approx(other.seconds - best.seconds) and why.seconds >= 0
+        for saved, parts in ((1, why.saved), (-1, why.cost)):
+            for part, seconds in parts.items():
+                assert seconds == pytest.approx(saved * (getattr(other.time, part) - getattr(best.time, part)))
+        said = sum(why.saved.values()) - sum(why.cost.values())
+        every = sum(abs(getattr(other.time, each.name) - getattr(best.time, each.name)) for each in fields(StepTime))
+        assert said == pytest.approx(why.seconds, abs=0.25 * every)
+
+
+def test_a_reason_reads_as_a_sentence():
+    four = replace(SETUP, tensor_parallel_size=4, pipeline_parallel_size=8)
+    one, other = (
+        replace(search(SETUP, count=1).candidates[0], setup=setup, time=step_time(setup))
+        for setup in (four, replace(four, tensor_parallel_size=8, pipeline_parallel_size=4))
+    )
+    text = str(compare(one, other))
+    assert text.startswith("tensor 4 instead of 8, pipeline 8 instead of 4: saves ")
+    assert "of tensor communication" in text and "costs" in text and "of pipeline bubble" in text
+    assert text.endswith(" %) less a step")
+    assert str(compare(other, one)).endswith(" %) more a step")
+
+
+def test_fsdp_divides_weights_where_memory_asks_for_it():
+    def sharding(gpu):
+        template = replace(SMALL, device=find_device(gpu), num_gpus=8, stack="fsdp_eager", global_batch_size=8)
+        return search(template).candidates[0].setup.sharding
+
+    assert sharding("B300") == "zero2" and sharding("A100") == "zero3"
