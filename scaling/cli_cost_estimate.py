@@ -119,23 +119,35 @@ def _show(answer: dict[str, Any], found: "Estimate") -> None:
 
 
 def _rows(answer: dict[str, Any], found: "Estimate") -> list[tuple[str, dict[str, Any] | None, str]]:
+    from analysis.cost.prices import CPU_CORE
+
     bits = "float32" if found.setup.precision == "fp32" else "16-bit"
-    peak = f"of {found.peak_flops / 1e12:.4g} TFLOP/s, the dense {bits} peak"
+    peak = f"of {found.peak_flops / 1e12:.3g} TFLOP/s, the dense {bits} peak"
     memory = answer["memory_gib"]
     capacity = f"GiB of {found.setup.device.memory_bytes / 2**30:.3g}"
+    is_core = found.setup.device.name == CPU_CORE
+    each = "core" if is_core else "GPU"
+    wall, unit = _wall(answer["wall_hours"])
     return [
         ("step time", answer["step_time_s"], "s, slowest rank"),
-        ("throughput", answer["tokens_per_second_per_gpu"], "tokens/s per GPU while it trains"),
+        ("throughput", answer["tokens_per_second_per_gpu"], f"tokens/s per {each} while it trains"),
         ("MFU, causal attention", answer["mfu"]["causal"], peak),
         ("MFU, full attention", answer["mfu"]["full"], peak),
         ("memory, tensors", memory["peak"], f"{capacity}, as torch's max_memory_allocated"),
-        ("memory, device", memory["device"], f"{capacity}, as nvidia-smi"),
-        ("GPU-hours", answer["gpu_hours"], "hours x GPUs, restarts and evaluation included"),
-        ("wall time", _days(answer["wall_hours"]), "days, restarts and evaluation included"),
+        ("memory, device", None if is_core else memory["device"], f"{capacity}, as nvidia-smi"),
+        (f"{each}-hours", answer["gpu_hours"], f"hours x {each}s, restarts and evaluation included"),
+        ("wall time", wall, f"{unit}, restarts and evaluation included"),
         ("energy", answer["energy_kwh"], f"kWh, node and PUE {found.pue.value:g} included"),
         ("carbon", answer["co2_kg"], "kg CO2e of the electricity"),
         ("cost", answer["usd"], "US dollars"),
     ]
+
+
+def _wall(hours: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Hours in the unit that suits them."""
+    value = hours["value"]
+    factor, unit = (1 / 24, "days") if value >= 72 else (1, "hours") if value >= 1 else (60, "minutes")
+    return {bound: hours[bound] * factor for bound in ("value", "low", "high")}, unit
 
 
 def _price_line(price: "Price") -> str:

@@ -73,7 +73,7 @@ class RunOptions:
     ] = None
     precision: Annotated[Optional[str], typer.Option(help="fp32, fp16, bf16, fp8, mxfp8 or nvfp4.")] = None
     stack: Annotated[
-        Optional[str], typer.Option(help="Software: megatron, megatron_2021, fsdp_compiled, fsdp_eager.")
+        Optional[str], typer.Option(help="Software: megatron, megatron_2021, fsdp_compiled, fsdp_eager or untuned.")
     ] = None
     calibration: Annotated[
         Optional[Path], typer.Option(metavar="FILE", help="Constants that `scaling cost calibrate` has written.")

@@ -1,19 +1,7 @@
 """How long a training step takes on a CPU: from a core's speed, measured on the spot, and finished runs. No torch.
 
-The time of a step is a launch floor, matrix products at a rate that grows with the model's width, and the optimizer's
-memory traffic:
-
-    step = step_seconds + micro_batches x num_layers x layer_seconds
-         + FLOPs / (cores^scaling_exponent x rate x utilisation x h / (h + half_width))
-         + 36 bytes x params / bandwidth
-
-with h = hidden_size and FLOPs with full attention. h / (h + half_width) is the share of a layer's time spent in matrix
-products when the rest of its work (norms, activations, attention at a fixed sequence length) grows as h while the
-products grow as h^2. The step of a GPU is that of analysis.cost.step, whose rooflines say nothing of models that live in
-a CPU's caches.
-
-Before a machine has finished any run, expect a factor of two. `calibrate` refits the constants to its finished runs. No
-measured speed of the run in question is ever an input.
+The step is that of cpu_step.py. Before a machine has finished any run, expect a factor of two. `calibrate` refits the
+constants to its finished runs. No measured speed of the run in question is ever an input.
 """
 
 import dataclasses
@@ -22,49 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from analysis.cost.calibration import remaining_spread
+from analysis.cost.cpu_step import BETWEEN, CPU_CONSTANTS, CPU_SPREAD, WITHIN, Constants, cpu_step_time
 from analysis.cost.interval import Interval, log_normal
 from analysis.cost.matmul_rate import core_matmul_rate
 from scaling.accounting import flops_per_token, parameter_count
 from scaling.config import RunConfig
 from scaling.record import RunRecord
-
-#: AdamW in float32 reads weight, gradient and both moments, writes three of them back, and gradients are
-#: read once more for clipping and written once to clear them: 9 passes of 4 bytes.
-_OPTIMIZER_BYTES_PER_PARAMETER = 36
-#: Bytes/s of one core; the laptop's models live in its caches.
-_CORE_BANDWIDTH = 10e9
-
-
-@dataclass(frozen=True)
-class Constants:
-    """What depends on the trainer and the class of processor. `calibrate` refits the first four."""
-
-    #: Seconds of a step that no size changes: batch, optimizer launch, logging.
-    step_seconds: float
-    #: Seconds to launch one layer's forward and backward pass on one micro-batch.
-    layer_seconds: float
-    #: Share of the measured rate that an infinitely wide model would reach; it can pass 1, since the trainer may choose
-    #: a faster backend or bfloat16.
-    utilisation: float
-    #: hidden_size at which half of that is reached.
-    half_width: float
-    #: n cores are as fast as n to this power.
-    scaling_exponent: float
-
-
-#: Fitted to the 35 cells of the laptop grid, trained two at a time on the two cores of an AMD EPYC (Zen 5), widths of 8 to
-#: 128, with the utilisation held at what oneDNN gains there over the measured product: 16 % root mean square error.
-CPU_CONSTANTS = Constants(
-    step_seconds=8e-4,
-    layer_seconds=2.1e-4,
-    utilisation=1.6,
-    half_width=97.0,
-    scaling_exponent=0.7,
-)
-
-#: Standard deviations of ln(step time): from one machine, or one load of it, to the next (a judgement: a factor of two
-#: in all), and between the runs of one sweep (that fit).
-_BETWEEN, _WITHIN = 0.39, 0.16
 
 
 @dataclass(frozen=True)
@@ -79,7 +30,7 @@ class CpuThroughput:
     #: Where the numbers come from, for people.
     source: str
     #: Standard deviation of ln(measured / predicted step time).
-    spread: float = math.hypot(_BETWEEN, _WITHIN)
+    spread: float = CPU_SPREAD
 
 
 def measure_cpu(device_name: str) -> CpuThroughput:
@@ -102,18 +53,19 @@ def evaluation_seconds(config: RunConfig, throughput: CpuThroughput) -> float:
 
 def _step_and_compute_seconds(config: RunConfig, throughput: CpuThroughput) -> tuple[float, float]:
     """Seconds of one optimizer step, and of the part that grows with the batch."""
-    model, constants = config.model, throughput.constants
-    cores = config.parallel.world_size * (config.execution.num_threads or 1)
-    rows = config.micro_batch_size * config.parallel.data_parallel_size
-    micro_batches = math.ceil(config.global_batch_size / rows)
-
-    share = constants.utilisation * model.hidden_size / (model.hidden_size + constants.half_width)
-    rate = throughput.matmul_flops * share * cores**constants.scaling_exponent
-    flops = flops_per_token(model, config.data.seq_length, "full") * config.tokens_per_step
-    compute = micro_batches * model.num_layers * constants.layer_seconds
-    compute += flops / rate
-    optimizer = _OPTIMIZER_BYTES_PER_PARAMETER * parameter_count(model).total / _CORE_BANDWIDTH
-    return constants.step_seconds + compute + optimizer, compute
+    step = cpu_step_time(
+        throughput.constants,
+        throughput.matmul_flops,
+        num_cores=config.parallel.world_size * (config.execution.num_threads or 1),
+        hidden_size=config.model.hidden_size,
+        num_layers=config.model.num_layers,
+        num_micro_batches=math.ceil(
+            config.global_batch_size / (config.micro_batch_size * config.parallel.data_parallel_size)
+        ),
+        flops=flops_per_token(config.model, config.data.seq_length, "full") * config.tokens_per_step,
+        num_parameters=parameter_count(config.model).total,
+    )
+    return step.total, step.linear + step.launch
 
 
 #: Prior standard deviations of the logarithms of the constants that are refitted, and of a step time's noise.
@@ -160,7 +112,7 @@ def calibrate(throughput: CpuThroughput, records: Iterable[RunRecord]) -> CpuThr
     return dataclasses.replace(
         with_constants(start + fit.x * width),
         source=throughput.source.replace("typical constants", f"constants refitted to {count} here"),
-        spread=remaining_spread(errors(fit.x).tolist(), between=_BETWEEN, within=_WITHIN),
+        spread=remaining_spread(errors(fit.x).tolist(), between=BETWEEN, within=WITHIN),
     )
 
 

@@ -14,8 +14,9 @@ from the others, their median error is 18 %, that of the guessed layout's step t
 import math
 from dataclasses import dataclass, field
 
-from analysis.cost.calibration import Calibration, step_interval
+from analysis.cost.calibration import Calibration
 from analysis.cost.counts import FLOP_CONVENTIONS, ParameterCount, flops_per_token, parameters
+from analysis.cost.device_step import device_step_interval, device_step_time
 from analysis.cost.devices import Device
 from analysis.cost.energy import TYPICAL_BUSY, TYPICAL_PUE, co2_kg, energy_kwh
 from analysis.cost.goodput import goodput, known_goodput
@@ -26,7 +27,7 @@ from analysis.cost.prices import CPU_CORE, Price
 from analysis.cost.propagate import known, product, quotient
 from analysis.cost.run_utilisation import RunFacts, run_gpu_hours, unlike_published
 from analysis.cost.setup import Setup
-from analysis.cost.step import StepTime, busy_share, step_time
+from analysis.cost.step import StepTime, busy_share
 
 _GIB = 2.0**30
 #: 6ND of the smallest published run that run_utilisation has learnt from is 7e18.
@@ -114,9 +115,9 @@ def estimate(setup: Setup, tokens: float, assumptions: Assumptions) -> Estimate:
     flops = {name: tokens * _flops_per_token(setup, name) for name in FLOP_CONVENTIONS}
     held = memory(setup)
     enough = fits(held, setup.device)
-    seconds = step_interval(setup, calibration)
+    seconds = device_step_interval(setup, calibration)
     applies = calibration is not None and calibration.stack == setup.stack
-    step = step_time(setup, calibration.constants if applies else None)
+    step = device_step_time(setup, calibration.constants if applies else None)
 
     # the user's own number may be a guess of theirs, but it is theirs
     share = goodput(setup.num_gpus) if assumptions.goodput is None else known_goodput(assumptions.goodput)

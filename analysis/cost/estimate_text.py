@@ -6,7 +6,7 @@ from typing import Any
 from analysis.cost.defaults import Choice
 from analysis.cost.estimate import Estimate
 from analysis.cost.interval import Interval
-from analysis.cost.prices import Price
+from analysis.cost.prices import CPU_CORE, Price
 from analysis.cost.setup_text import setup_dict
 from analysis.formatting import count
 
@@ -93,6 +93,8 @@ def _sources(found: Estimate) -> dict[str, str]:
     stack = f"operator by operator (analysis/cost/step.py), constants of the stack {found.setup.stack}"
     if calibration is not None and calibration.stack == found.setup.stack:
         stack += f" refitted to {calibration.num_runs} runs of {calibration.source}"
+    if found.setup.device.name == CPU_CORE:
+        stack = "launch floor and matrix products of a core (analysis/cost/cpu_step.py)"
     hours = (
         "published runs, by N, D, GPU (analysis/cost/run_utilisation.py), since nothing was said of the layout"
         if found.from_published_runs

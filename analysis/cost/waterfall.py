@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from analysis.cost.device_step import device_step_time
 from analysis.cost.feasibility import is_possible, precisions_of
 from analysis.cost.memory import MemoryEstimate, fits, memory
 from analysis.cost.setup import Setup
 from analysis.cost.stacks import Constants
-from analysis.cost.step import StepTime, step_time
+from analysis.cost.step import StepTime
 
 #: What a part of the time is, for people. Names are StepTime's.
 PART_TEXTS = {
@@ -93,8 +94,9 @@ class Waterfall:
 
 def waterfall(setup: Setup, constants: Constants | None = None) -> Waterfall:
     """The parts of `setup`'s step and memory, and why. constants: a calibration's, else those of the stack."""
-    time = step_time(setup, constants)
-    tried = [(change, after, step_time(after, constants)) for change, after in _changes(setup) if is_possible(after)]
+    time = device_step_time(setup, constants)
+    possible = [(change, after) for change, after in _changes(setup) if is_possible(after)]
+    tried = [(change, after, device_step_time(after, constants)) for change, after in possible]
     largest = sorted((field.name for field in fields(time)), key=lambda name: -getattr(time, name))[:_LARGEST]
     reasons = tuple(_reason(part, time, tried, setup) for part in largest)
     layouts = [one for one in tried if not _alters_training(setup, one[1])]
