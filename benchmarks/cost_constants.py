@@ -73,7 +73,7 @@ ODDS = {
 }
 
 #: Of layers with experts; fitted to the runs that have them when everything else is settled by those that have none.
-EXPERTS = {"expert_efficiency": (0.8, 0.1), "routed_values": (8.0, 0.25)}
+EXPERTS = {"expert_efficiency": (0.85, 0.07), "expert_seconds": (1e-5, 1.0), "routed_values": (6.0, 0.3)}
 EXPERT_ODDS = {"expert_overlap": (0.3, 1.0)}
 
 Run = tuple[str, Setup, float]

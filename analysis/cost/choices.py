@@ -39,13 +39,22 @@ def complete(setup: Setup, open_fields: Collection[str]) -> tuple[Setup, tuple[s
 
 
 def least_recompute(setup: Setup) -> Setup:
-    """`setup` with full recomputation of as few of its layers as make it fit; none where none is needed."""
+    """`setup` with full recomputation of as few of its layers as make it fit; none where none is needed.
+
+    Who chose a layout for speed also reduced gradients in 16 bits and kept no second copy of weights in low precision
+    before computing anything twice, so neither counts.
+    """
     free, full = replace(setup, recompute="none"), replace(setup, recompute="full", recompute_share=1.0)
     usable = _USABLE * setup.device.memory_bytes
-    most, least = memory(free).reserved, memory(full).reserved
+    most, least = _lean_bytes(free), _lean_bytes(full)
     if most <= usable or most <= least:
         return free
     return replace(full, recompute_share=min(1.0, max(0.0, (most - usable) / (most - least))))
+
+
+def _lean_bytes(setup: Setup) -> float:
+    estimate = memory(setup)
+    return estimate.allocated - estimate.tensors.get("workspace", 0.0) - estimate.tensors["gradients"] / 2
 
 
 def _possible(setup: Setup) -> Setup:

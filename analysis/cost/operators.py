@@ -140,8 +140,8 @@ def _expert_seconds(setup: Setup, constants: Constants, rates: Rates) -> tuple[f
     ):
         read = _BYTES * here * n * k / rates.bandwidth
         forward, backward = rates.both_seconds(routed, n, k, rate, constants)
-        seconds[0] += max(forward, read)
-        seconds[1] += max(backward, 3.0 * read)
+        seconds[0] += max(forward, read) + here * constants.expert_seconds
+        seconds[1] += max(backward, 3.0 * read) + 2.0 * here * constants.expert_seconds
     return seconds[0], seconds[1]
 
 

@@ -70,6 +70,7 @@ class Constants:
     stage_imbalance: float
     jitter: float
     expert_efficiency: float
+    expert_seconds: float
     between: float
     within: float
     expert_between: float
