@@ -67,6 +67,22 @@ def test_given_fields_stay():
         assert each.setup.recompute_share == 1.0 and each.setup.sharding == "zero1"
 
 
+def test_without_recomputation_only_what_fits_so_is_listed():
+    open_fields = [name for name in LAYOUT_FIELDS if name != "recompute"]
+    for each in search(SETUP, open_fields, count=20).candidates:
+        assert each.setup.recompute == "none" and each.memory.interval()[1] <= H100.memory_bytes
+
+
+def test_as_few_whole_layers_are_recomputed_as_make_it_fit():
+    some = [each.setup for each in search(SETUP, count=20).candidates if 0 < each.setup.recompute_share < 1]
+    assert len(some) > 3
+    for setup in some:
+        layers = setup.recompute_share * setup.model.num_layers / setup.pipeline_parallel_size
+        assert layers == pytest.approx(round(layers)) and layers >= 1
+        less = replace(setup, recompute_share=setup.recompute_share * (layers - 2) / layers) if layers > 2 else setup
+        assert layers <= 2 or memory(less).interval()[1] > H100.memory_bytes
+
+
 def test_a_schedule_that_is_given_stays():
     open_fields = [name for name in LAYOUT_FIELDS if name != "pipeline_schedule"]
     interleaved = replace(SETUP, pipeline_schedule="interleaved1f1b")
