@@ -13,6 +13,7 @@ import numpy as np
 
 from analysis.laws import ChinchillaLaw, Law
 from analysis.objective import LOSSES, Objective
+from analysis.selection import Selection
 from scaling.errors import UserError
 
 #: Rows x points handled at once: the temporaries then stay in a core's cache.
@@ -98,6 +99,8 @@ class Fit:
     optima_objectives: np.ndarray
     settings: Mapping[str, Any] = field(default_factory=dict)
     """How the rows were chosen and weighted, when `analysis.fit` made the fit."""
+    rows: Selection | None = field(default=None, repr=False)
+    """These rows, for intervals."""
 
 
 def objective_of(inputs: Sequence[Any], target: Any, estimator: Estimator) -> tuple[Objective, np.ndarray]:

@@ -104,4 +104,4 @@ def fit_selection(chosen: Selection, estimator: Estimator) -> Fit:
     """The fit of chosen rows, with every setting in it."""
     target = chosen.table.column(estimator.form.target)
     fitted = fit_law(chosen.inputs(estimator.form), target, estimator, chosen.weights)
-    return replace(fitted, settings={**estimator.settings(), **chosen.settings})
+    return replace(fitted, settings={**estimator.settings(), **chosen.settings}, rows=chosen)
