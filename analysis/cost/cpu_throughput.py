@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from analysis.cost.calibration import remaining_spread
-from analysis.cost.cpu_step import BETWEEN, CPU_CONSTANTS, CPU_SPREAD, WITHIN, Constants, cpu_step_time
+from analysis.cost.cpu_step import ANOTHER_DAY, BETWEEN, CPU_CONSTANTS, CPU_SPREAD, WITHIN, Constants, cpu_step_time
 from analysis.cost.interval import Interval, log_normal
 from analysis.cost.matmul_rate import core_matmul_rate
 from scaling.accounting import flops_per_token, parameter_count
@@ -108,11 +108,12 @@ def calibrate(throughput: CpuThroughput, records: Iterable[RunRecord]) -> CpuThr
         return np.concatenate([errors(shift) / _NOISE, shift])
 
     fit = least_squares(residuals, np.zeros(len(_PRIOR)), loss="soft_l1")
+    left = remaining_spread(errors(fit.x).tolist(), between=BETWEEN, within=WITHIN)
     count = "1 finished run" if len(runs) == 1 else f"{len(runs)} finished runs"
     return dataclasses.replace(
         with_constants(start + fit.x * width),
         source=throughput.source.replace("typical constants", f"constants refitted to {count} here"),
-        spread=remaining_spread(errors(fit.x).tolist(), between=BETWEEN, within=WITHIN),
+        spread=math.hypot(left, ANOTHER_DAY),
     )
 
 
