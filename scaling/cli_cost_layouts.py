@@ -6,6 +6,7 @@ import typer
 
 from scaling.cli_cost_options import RunOptions, read_run
 from scaling.cli_options import Json, console, print_json
+from scaling.errors import UserError
 
 if TYPE_CHECKING:
     from analysis.cost.layouts import LayoutSearch
@@ -34,8 +35,11 @@ def layouts(
     from analysis.cost.layout_space import LAYOUT_FIELDS
     from analysis.cost.layout_text import search_dict
     from analysis.cost.layouts import search
+    from analysis.cost.prices import CPU_CORE
 
     run = read_run(options)
+    if run.completed.setup.device.name == CPU_CORE:
+        raise UserError("gpu = cpu: cores share a run by batch alone: price it with `scaling cost estimate --gpu cpu`")
     open_fields = [name for name in LAYOUT_FIELDS if name in run.completed.chosen]
     found = search(run.completed.setup, open_fields, top, run.calibration)
     answer = search_dict(found, run.completed.tokens, open_fields, run.calibration)

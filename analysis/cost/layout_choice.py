@@ -21,8 +21,8 @@ def choose_layout(setup: Setup, open_fields: Collection[str]) -> Setup:
     where nothing is possible, `setup` itself.
     """
     wanted = {name for name in LAYOUT_FIELDS if name in open_fields}
-    if setup.device.name == CPU_CORE:  # cores are threads of a rank each, which share their work by batch alone
-        wanted -= {"tensor_parallel_size", "pipeline_parallel_size", "context_parallel_size", "expert_parallel_size"}
+    if setup.device.name == CPU_CORE:  # cores share their work by batch alone
+        wanted &= {"micro_batch_size", "recompute"}
     trials = _batches(setup, wanted) if "global_batch_size" in open_fields else [setup]
     for trial in trials:
         found = search(trial, wanted, 1)
@@ -33,7 +33,7 @@ def choose_layout(setup: Setup, open_fields: Collection[str]) -> Setup:
 
 
 def _batches(setup: Setup, open_fields: Collection[str]) -> list[Setup]:
-    """`setup` with the power of two nearest to its batch, times what no data ranks can do without, and doubles of it."""
+    """`setup` with the power of two nearest to its batch, times the odd part of the ranks, and with doubles of that."""
     ranks = setup.num_gpus
     for axis in ("tensor", "pipeline", "context"):
         name = f"{axis}_parallel_size"

@@ -1,8 +1,9 @@
 """Which of many predicted layouts to try: few, and different where the prediction is least sure.
 
-A prediction errs twice: between layouts of different tensor, pipeline, context and expert sizes, where all micro-batches
-of one share the error, and between these (median 4.5 % and 2.3 % over vTrain's and BLOOM's measured layouts). So a list
-has different sizes first, as far as they could be the fastest within the error, and then further micro-batches of them.
+A prediction errs twice: between layouts of different tensor, pipeline, context and expert sizes, where the error is
+shared by all micro-batches of one, and between these (median 4.5 % and 2.3 % over vTrain's and BLOOM's measured
+layouts). So a list has different sizes first, as far as they could be the fastest within the error, and then further
+micro-batches of them.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Every way to divide a run over its GPUs that model, batch and machine allow; nothing is priced here.
 
-A division is the sizes that ranks are arranged in: tensor x pipeline x context x data, and experts over data and context
-ranks. Each division has variants: sharding, micro-batch, pipeline stages of a rank; recomputation follows from memory.
+A division is the sizes that ranks are arranged in: tensor x pipeline x context x data, and experts over data and
+context ranks. Each has variants: micro-batch, sharding, pipeline stages of a rank; recomputation follows from memory.
 """
 
 from collections import Counter

@@ -1,4 +1,4 @@
-"""A search for layouts as JSON and people get it: each layout with its intervals, why the first one wins, what was tried."""
+"""A search for layouts in words and JSON: each layout with its intervals, why the first one wins, what was tried."""
 
 from collections.abc import Collection
 from typing import Any
@@ -45,8 +45,8 @@ def counts_line(found: LayoutSearch) -> str:
     rest = len(found.space.divisions) - found.too_large - found.too_slow
     return (
         f"{found.space.size} ways to divide the GPUs: {sum(found.space.impossible.values())} impossible"
-        f"{f' ({impossible})' if impossible else ''}, {found.too_large} too large for the memory, {found.too_slow} slower "
-        f"than the list whatever else is chosen; of the other {rest}, {found.num_priced} layouts fit"
+        f"{f' ({impossible})' if impossible else ''}, {found.too_large} too large for the memory, {found.too_slow} "
+        f"slower than the list whatever else is chosen; of the other {rest}, {found.num_priced} layouts fit"
     )
 
 

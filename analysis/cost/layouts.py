@@ -1,9 +1,9 @@
 """The fastest layouts of a run that fit, found among all of them by branch and bound.
 
-A division of the GPUs (layout_space.py) takes no less than its step with the largest micro-batch, nothing recomputed and
-a pipeline that is never idle, since time per token does not grow with the micro-batch. Divisions are worked out in the
-order of that bound until it exceeds what the list has, so nothing faster is missed; one that does not fit at its least
-is left at once. Memory counts with the upper end of its 90 % interval.
+A division of the GPUs (layout_space.py) takes no less than its step with the largest micro-batch, nothing recomputed
+and a pipeline that is never idle, since time per token does not grow with the micro-batch. Divisions are worked out in
+the order of that bound until it exceeds what the list has, so nothing faster is missed; one that does not fit at its
+least is left at once. Memory counts with the upper end of its 90 % interval.
 """
 
 import math
@@ -175,7 +175,7 @@ def _least_memory(division: Setup, open_fields: Collection[str]) -> Setup:
 
 
 def _recomputed(variant: Setup, margin: float) -> list[tuple[Setup, MemoryEstimate]]:
-    """The variant with nothing recomputed where that fits; else with its attention, and with the fewest whole layers."""
+    """The variant with nothing recomputed where that fits; else with its attention, or the fewest whole layers."""
     free, whole = memory(variant), _all_recomputed(variant)
     if fits(free, variant.device, margin):
         return [(variant, free)]

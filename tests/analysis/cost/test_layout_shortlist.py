@@ -17,7 +17,7 @@ from analysis.cost.stacks import constants_of
 from analysis.cost.step import step_time
 
 #: What was measured while the training of BLOOM-176B was prepared, 384 A100s, seconds of the second step
-#: (bigscience-workshop/bigscience@053adafe, train/tr11-176B-ml/chronicles-prequel.md): a search is one model on one day.
+#: (bigscience-workshop/bigscience@053adafe, train/tr11-176B-ml/chronicles-prequel.md); a search: one model on one day.
 BLOOM = Path(__file__).with_name("bloom_layouts.csv")
 #: "A100s PCI-Express/NUMA was improved today ... do not compare today's numbers to yesterday's" (ibid.).
 REPAIRED = "2022-02-25"
