@@ -155,9 +155,7 @@ class Choice:
     def predict(self, flops: float, level: float = 0.9) -> Prediction:
         """N*, D*, L* at `flops`, with intervals that include model-form error. Raises UserError without forecasts."""
         predictions = {form: forecast.optimum(flops) for form, forecast in self.forecasts.items()}
-        return combine(
-            predictions, self.errors, _steps(flops, self.largest_flops, self.errors), self.resolution, level
-        )
+        return combine(predictions, self.errors, _steps(flops, self.largest_flops, self.errors), self.resolution, level)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as `choice` in law.json: the surface, the reason, and the weights of each form."""

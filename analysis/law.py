@@ -3,8 +3,8 @@
 A law is a frozen dataclass whose fields are its parameters. A new form is one more subclass of `Law`: its equation
 in unconstrained coordinates with the analytic gradient, the way to those coordinates and back, and its starting
 points (a surface over N and D says only which of the general surface's exponents it ties or fixes: see
-`analysis.surface`). `fit` takes the class; added to `FORMS` it is also read from JSON, tried by the backtest and offered
-by the command line. Fields may also be arrays
+`analysis.surface`). `fit` takes the class; added to `FORMS` it is also read from JSON, tried by the backtest and
+offered by the command line. Fields may also be arrays
 of shape [R]: then the object is R laws at once, which is how bootstrap resamples are carried.
 
 Coordinates are mostly logarithms, so that every vector of real numbers is a law with positive parameters, and refer

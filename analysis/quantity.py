@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from analysis.law import Law
 from analysis.surface import Surface
 
 

@@ -21,6 +21,7 @@ from analysis.choice import DEPTH, average_scores, size_resolution
 from analysis.forecasts import budgets_of
 from analysis.table import Table, build_table
 from scaling.errors import UserError
+from sweeps.machine import detect
 
 COLUMNS = {"params": "params_N", "tokens": "tokens_D", "loss": "loss", "flops": "flops_C"}
 #: Planned FLOPs by experiment; a run within 15 % of one belongs to it. Farseer's sizes and tokens step by sqrt(2).
@@ -29,6 +30,11 @@ PLANNED = {
     "farseer": 2.4147e18 * 2 ** (np.arange(40) / 2),
 }
 _NEAR_PLAN = 0.15
+#: What is written of each row.
+KEPT = (
+    *("study", "form", "num_held_out", "steps", "held_out_flops"),
+    *("log_params_error", "loss_error", "loss_error_of_lowest", "params_inside", "loss_inside"),
+)
 
 
 def studies(directory: Path) -> Iterator[tuple[str, Table]]:
@@ -113,6 +119,20 @@ def show(rows: list[dict]) -> None:
         print(f"{held} held out, budget {steps}: inside {coverage[0]:.2f} (N*), {coverage[1]:.2f} (L*) of {len(part)}")
 
 
+def write(path: Path, rows: list[dict]) -> None:
+    """The columns that the tables are made of, six digits, one row a line."""
+    found = detect()
+    about = {"machine": f"{found.cpu_model}, {found.cores} cores", "date": time.strftime("%Y-%m-%d"), "columns": KEPT}
+    lines = (json.dumps([_rounded(row[name]) for name in KEPT]) for row in rows)
+    path.write_text(f'{json.dumps(about)[:-1]}, "rows": [\n' + ",\n".join(lines) + "\n]}\n")
+
+
+def _rounded(value: object) -> object:
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if np.isfinite(value) else None
+
+
 def main() -> None:
     """Run over a directory, print the tables, and keep every row on request."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -124,7 +144,7 @@ def main() -> None:
     show(rows)
     print(f"{time.process_time() - start:.0f} CPU s")
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        write(options.json, rows)
 
 
 if __name__ == "__main__":
