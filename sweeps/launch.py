@@ -144,7 +144,7 @@ def prepare(options: LaunchOptions, console: Console) -> PreparedLaunch:
         train_tokens=corpus.train_tokens,
     )
     if options.continue_design is not None:
-        predictor = make_predictor(workers, device, sweep_dir.parent, set())
+        predictor = make_predictor(workers, device, corpus.path, sweep_dir.parent, set())
 
         def planned(cell: Cell) -> PlannedCell:
             (laid_out,), _ = lay_out([cell], profile.ranks_per_cell, memory, workers, predictor.step_seconds)
@@ -153,7 +153,7 @@ def prepare(options: LaunchOptions, console: Console) -> PreparedLaunch:
         pricing = Pricing(planned, workers.devices_each, price)
         rounds = _next_round(sweep_dir, family, cells, rounds, pricing, options.continue_design, console)
         cells = family.with_rounds(grid_cells, rounds)
-    predictor = make_predictor(workers, device, sweep_dir.parent, {cell.config.run_id for cell in cells})
+    predictor = make_predictor(workers, device, corpus.path, sweep_dir.parent, {cell.config.run_id for cell in cells})
     cells, tight = lay_out(cells, profile.ranks_per_cell, memory, workers, predictor.step_seconds)
     plan = make_plan(
         grid=grid.name,

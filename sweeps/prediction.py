@@ -31,9 +31,11 @@ from sweeps.plan import Prediction, Workers
 _LATEST_RUNS, _GPU_RUNS = 200, 16
 #: Seconds before the first step, in a process that has torch loaded.
 _CPU_START, _GPU_START = 0.3, 5.0
-#: A process on a CPU with torch loaded and the text it has read, and its peak beyond that for each byte of the estimate,
-#: with the spread of ln: 250 runs of 5k to 10M parameters on AMD EPYC had 0.3 to 1.3 GiB, 20 % root mean square off this.
-_CPU_PROCESS, _CPU_BYTES_EACH, _CPU_MEMORY_SPREAD = 550 * 2**20, 4.0, 0.2
+#: A process on a CPU with torch loaded; what Linux maps of a file around a byte that is read; growth of both in a worker
+#: that trains many cells; and the peak beyond that for each byte of the estimate. 255 runs of 1k to 10M parameters on
+#: AMD EPYC, with 0.3 to 1.3 GiB, were 17 % (root mean square of ln) off this.
+_CPU_PROCESS, _READ_AROUND, _CPU_GROWTH, _CPU_BYTES_EACH = 285 * 2**20, 64 * 2**10, 1.3, 4.0
+_CPU_MEMORY_SPREAD = 0.2
 #: cuBLAS's workspace; and the bounds of torch's peak over the estimate, a judgement until GPUs have been measured: the
 #: estimate leaves out what a layer's backward pass needs at once, and buffers of collectives.
 _GPU_WORKSPACE, _GPU_MEMORY_BOUNDS = 32 * 2**20, (0.9, 1.35)
@@ -62,6 +64,8 @@ class CpuPredictor:
     """Runs on this machine's CPU. Its power is not known, so neither is the energy."""
 
     throughput: CpuThroughput
+    #: Of the corpus, which is mapped into memory.
+    corpus_bytes: int
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -78,7 +82,8 @@ class CpuPredictor:
         step = cpu_throughput.step_interval(config, self.throughput)
         evaluation = cpu_throughput.evaluation_seconds(config, self.throughput)
         training, whole = _run_seconds(config, step, evaluation, _CPU_START)
-        need = _CPU_PROCESS + _CPU_BYTES_EACH * memory_estimate(config).total
+        read = min(self.corpus_bytes, config.train_steps * config.global_batch_size * _READ_AROUND)
+        need = _CPU_GROWTH * (_CPU_PROCESS + read) + _CPU_BYTES_EACH * memory_estimate(config).total
         return Prediction(
             training_seconds=training, seconds=whole, peak_memory_bytes=log_normal(need, _CPU_MEMORY_SPREAD)
         )
@@ -119,14 +124,17 @@ class GpuPredictor:
         )
 
 
-def make_predictor(workers: Workers, device_name: str, runs_dir: Path, blind_to: set[str]) -> Predictor:
+def make_predictor(
+    workers: Workers, device_name: str, corpus_dir: Path, runs_dir: Path, blind_to: set[str]
+) -> Predictor:
     """What predicts runs on `device_name`, refitted to the runs that it has finished in the sweeps under `runs_dir`.
 
     The runs in `blind_to` (run ids) are left out: a plan's prediction must not know its own results.
     """
     records = [record for record in _latest_records(runs_dir, blind_to) if record.speed.device == device_name]
     if workers.device == "cpu":
-        return CpuPredictor(cpu_throughput.calibrate(measure_cpu(device_name), records))
+        corpus_bytes = sum(path.stat().st_size for path in corpus_dir.glob("*.bin"))
+        return CpuPredictor(cpu_throughput.calibrate(measure_cpu(device_name), records), corpus_bytes)
     device, warnings = find_device(device_name), []
     if device is None:
         device = require_device(_UNKNOWN_GPU)

@@ -23,7 +23,7 @@ from sweeps.plan import (
 )
 from sweeps.prediction import CpuPredictor
 
-PREDICTOR = CpuPredictor(CpuThroughput("a CPU", 1e11, CPU_CONSTANTS, "a test"))
+PREDICTOR = CpuPredictor(CpuThroughput("a CPU", 1e11, CPU_CONSTANTS, "a test"), corpus_bytes=10**6)
 PRICE = DevicePrice(
     device="CPU core",
     usd_per_device_hour=Dollars(low=0.01, mid=0.04, high=0.09),
