@@ -186,7 +186,7 @@ def _recomputed(variant: Setup, margin: float) -> list[tuple[Setup, MemoryEstima
         # memory is convex in the share, a maximum over ranks: the line between both ends does not underestimate it
         layers = max(1, variant.model.num_layers // variant.pipeline_parallel_size)
         trials = [replace(whole, recompute_share=math.ceil(layers * (most - room) / (most - least)) / layers)]
-    if not variant.flash_attention:
+    if not variant.flash_attention or variant.stack.startswith("fsdp"):  # elsewhere it is what flash attention does
         trials.append(replace(variant, recompute="selective"))
     return [(trial, memory(trial)) for trial in trials]
 

@@ -122,8 +122,11 @@ def _layer(setup: Setup, constants: Constants, rates: Rates, moe: bool) -> _Laye
     again = 0.0
     if setup.recompute == "full":
         again = setup.recompute_share * forward.total
+    elif setup.recompute == "selective" and setup.stack.startswith("fsdp"):
+        # torchtitan's policy: attention and every other product are kept, all that is cheap is computed again
+        again = forward.elementwise + forward.linear / 2
     elif setup.recompute == "selective" and not setup.flash_attention:
-        again = forward.attention
+        again = forward.attention  # Korthikanti et al. 2022, section 5; flash attention does so by itself
     gather, scatter = _fetched_weights(setup, constants, moe)
     hidden = constants.weight_overlap
     weights = max(0.0, gather - hidden * forward.total)
