@@ -29,15 +29,14 @@ def with_ranks(run: RunConfig, **sizes) -> RunConfig:
     return run.model_copy(update={"parallel": run.parallel.model_copy(update=sizes)})
 
 
-@pytest.mark.parametrize("predictor", [ON_CPU, H100])
-def test_start_and_last_evaluation_are_around_the_training_loop_and_others_in_it(predictor):
+@pytest.mark.parametrize(("predictor", "start"), [(ON_CPU, 0.3), (H100, 5.0)])
+def test_start_and_last_evaluation_are_around_the_training_loop_and_others_in_it(predictor, start):
     once, often = (predictor.predict(config(evaluation_interval=interval)) for interval in (None, 100))
     steps = 500 * predictor.step_seconds(config())
     assert once.training_seconds.value == pytest.approx(steps)
     one_evaluation = (often.training_seconds.value - steps) / 4
     assert one_evaluation > 0
-    started = once.seconds.value - once.training_seconds.value - one_evaluation
-    assert 0.1 < started < 10
+    assert once.seconds.value - once.training_seconds.value == pytest.approx(start + one_evaluation)
     assert once.seconds.low < once.seconds.value < once.seconds.high
 
 
@@ -107,7 +106,7 @@ def test_finished_runs_of_the_device_refit_its_times_and_narrow_the_interval(tmp
 def test_what_is_planned_and_what_other_devices_did_is_not_learnt_from(tmp_path):
     finished(tmp_path, SIZES[:1], 3.0, device="NVIDIA A100-SXM4-80GB")
     finished(tmp_path, SIZES[1:], 3.0)
-    blind = make_predictor(GPUS, H100_NAME, tmp_path, tmp_path, {run.run_id for run in SIZES})
+    blind = make_predictor(GPUS, H100_NAME, tmp_path, tmp_path, {run.run_id for run in SIZES[1:]})
     assert blind.calibration is None
     assert blind.step_seconds(SIZES[0]) == H100.step_seconds(SIZES[0])
 
