@@ -1,4 +1,4 @@
-"""What was predicted of runs before they began against what was measured: how far off, and whether the intervals held."""
+"""Predictions made before the runs against measurements: how far off they were, and whether the intervals held."""
 
 import statistics
 from collections.abc import Iterable, Mapping

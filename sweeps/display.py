@@ -92,8 +92,8 @@ def _totals(plan: Plan) -> list[str]:
     each = price.usd_per_device_hour
     return [
         *lines,
-        f"cost: {_ranged(totals.usd, dollars)} at {dollars(each.mid)} ({dollars(each.low)} to {dollars(each.high)}) per "
-        f"{price.device} hour, prices of {price.date} ({price.provider})",
+        f"cost: {_ranged(totals.usd, dollars)} at {dollars(each.mid)} ({dollars(each.low)} to {dollars(each.high)}) "
+        f"per {price.device} hour, prices of {price.date} ({price.provider})",
     ]
 
 
@@ -216,8 +216,8 @@ def show_predictions_held(console: Console, found: list[PredictionErrors]) -> No
     for errors in found:
         farthest = ", ".join(f"{cell} ({significant(ratio)} x)" for cell, ratio in errors.outside[:_FARTHEST])
         console.print(
-            f"{errors.quantity} predicted before the runs: median error {percent(errors.median_error)}, {errors.within} of "
-            f"{errors.runs} within the 90 % interval" + (f"; farthest off: {farthest}" if farthest else ""),
+            f"{errors.quantity} predicted before the runs: median error {percent(errors.median_error)}, "
+            f"{errors.within} of {errors.runs} within the 90 % interval" + (f"; farthest off: {farthest}" if farthest else ""),
             soft_wrap=True,
         )
 

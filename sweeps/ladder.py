@@ -1,7 +1,7 @@
 """Which layout trains a cell: the fastest by prediction of those that fit its devices.
 
-The *ladder* of a cell on n ranks lists its settings, data parallelism first: for every layout, by pipeline and then by
-tensor ranks, smaller and smaller micro-batches, then selective, then full recomputation. A cell gets the rung with the
+The *ladder* of a cell on n ranks lists its settings, data parallelism first: for every layout, by pipeline and then
+by tensor ranks, smaller and smaller micro-batches, then selective, then full recomputation. A cell gets the rung with the
 shortest predicted step that fits; one that runs out of memory all the same goes on from its checkpoint on a roomier rung
 of the same ladder. Memory is estimated by scaling.memory. Imports no torch.
 """
@@ -43,8 +43,8 @@ def lay_out(
 ) -> tuple[list[Cell], list[str]]:
     """Give every cell its layout, on at most `ranks` ranks with `device_bytes` of memory each (None: unknown).
 
-    Cells whose layout the grid gives keep it. `step_seconds` predicts a step of a config. Returns the cells, and a warning
-    for each that may not fit.
+    Cells whose layout the grid gives keep it. `step_seconds` predicts a step of a config. Returns the cells, and a
+    warning for each that may not fit.
     """
     done, warnings = [], []
     for cell in cells:

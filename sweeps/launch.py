@@ -132,7 +132,8 @@ def prepare(options: LaunchOptions, console: Console) -> PreparedLaunch:
     )
     if workers.executor == "slurm":
         check_slurm(slurm)
-    console.print(f"{workers.executor} executor, {workers.count} worker{'s' * (workers.count > 1)}: {workers.reason}", soft_wrap=True)
+    count = "1 worker" if workers.count == 1 else f"{workers.count} workers"
+    console.print(f"{workers.executor} executor, {count}: {workers.reason}", soft_wrap=True)
     device = training_device(workers, machine, profile)
     memory = device_bytes(machine, profile, workers)
     price, warnings = find_price(workers, device, options.price)
@@ -175,7 +176,7 @@ def prepare(options: LaunchOptions, console: Console) -> PreparedLaunch:
 
 
 def _predictions_of_begun(sweep_dir: Path) -> dict[str, Prediction]:
-    """run_id -> what an earlier plan predicted of a cell that has begun since: later knowledge is no prediction of it."""
+    """run_id -> what an earlier plan predicted of a cell that has begun since: what is known later is no prediction."""
     try:
         earlier = read_plan(sweep_dir)
     except UserError:  # none, or one that this launch replaces

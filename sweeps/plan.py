@@ -178,7 +178,8 @@ _CONVENTIONS = {
     "flops_full": "matrix products, with full attention; forward and backward",
     "flops_hardware": "full, plus recomputation",
     "device_hours": "hours of GPUs, or of CPU cores where there is no GPU",
-    "energy_kwh": f"GPUs with their share of the node, x PUE {TYPICAL_PUE.value} ({TYPICAL_PUE.low} to {TYPICAL_PUE.high})",
+    "energy_kwh": "GPUs with their share of the node, x PUE "
+    f"{TYPICAL_PUE.value} ({TYPICAL_PUE.low} to {TYPICAL_PUE.high})",
     "usd": "US dollars: device-hours x price; no storage, no idle time, no failures",
     "intervals": "low to high holds 90 % of measurements; of a total, if all cells err alike",
 }

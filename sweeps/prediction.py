@@ -1,8 +1,8 @@
 """What a run of our own trainer will need, before it runs: time, memory and energy, each with its 90 % interval.
 
-The step of a GPU is the cost model's (analysis.cost.step), that of a CPU analysis.cost.cpu_throughput's, measured on the
-spot; both are refitted to what the device has finished in the user's other sweeps. Bytes are scaling.memory's. A run's
-time is its start, its steps and its evaluations; failures and waiting in a queue are not in it. Imports no torch.
+The step of a GPU is the cost model's (analysis.cost.step), that of a CPU analysis.cost.cpu_throughput's, measured on
+the spot; both are refitted to what the device has finished in the user's other sweeps. Bytes are scaling.memory's. A
+run's time is its start, its steps and its evaluations; failures and waiting in a queue are not in it. Imports no torch.
 """
 
 from contextlib import suppress
@@ -26,14 +26,14 @@ from scaling.memory import memory_estimate
 from scaling.record import RunRecord, read_record
 from sweeps.plan import Prediction, Workers
 
-#: The latest so many runs tell how fast a device is; of these so many, evenly over their step times, refit a GPU's model,
-#: which takes 0.2 s for each.
+#: The latest so many runs tell how fast a device is; of these so many, evenly over their step times, refit a GPU's
+#: model, which takes 0.2 s for each.
 _LATEST_RUNS, _GPU_RUNS = 200, 16
 #: Seconds before the first step, in a process that has torch loaded.
 _CPU_START, _GPU_START = 0.3, 5.0
-#: A process on a CPU with torch loaded; what Linux maps of a file around a byte that is read; growth of both in a worker
-#: that trains many cells; and the peak beyond that for each byte of the estimate. 255 runs of 1k to 10M parameters on
-#: AMD EPYC, with 0.3 to 1.3 GiB, were 17 % (root mean square of ln) off this.
+#: A process on a CPU with torch loaded; what Linux maps of a file around a byte that is read; growth of both in a
+#: worker that trains many cells; and the peak beyond that for each byte of the estimate. 255 runs of 1k to 10M
+#: parameters on AMD EPYC, with 0.3 to 1.3 GiB, were 17 % (root mean square of ln) off this.
 _CPU_PROCESS, _READ_AROUND, _CPU_GROWTH, _CPU_BYTES_EACH = 285 * 2**20, 64 * 2**10, 1.3, 4.0
 _CPU_MEMORY_SPREAD = 0.2
 #: cuBLAS's workspace; and the bounds of torch's peak over the estimate, a judgement until GPUs have been measured: the
@@ -138,7 +138,7 @@ def make_predictor(
     device, warnings = find_device(device_name), []
     if device is None:
         device = require_device(_UNKNOWN_GPU)
-        warnings.append(f"{device_name} is not in the table of GPUs: its times and energy are those of an {device.name}")
+        warnings.append(f"{device_name} is not in the table of GPUs: its times and energy are those of {device.name}")
     elif device.note:
         warnings.append(device.note)
     timed = [

@@ -1,4 +1,4 @@
-"""A real sweep's predictions beside what it measured: in the table, in the status, in the report; kept when it goes on."""
+"""A real sweep's predictions beside what it measured: in table, status and report; kept when it goes on."""
 
 import csv
 import json
