@@ -15,8 +15,8 @@ from typing import Any
 
 from analysis import figure_style, formatting
 from analysis.plots import Curves, draw_figures
-from analysis.report import plan as plan_section
 from analysis.report import forms, held_out, predicted, tables, text
+from analysis.report import plan as plan_section
 from analysis.report.captions import captions
 from analysis.runs import Rows, tidy_records
 from scaling.errors import UserError
