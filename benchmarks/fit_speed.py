@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,11 @@ class Row:
     seconds: list[float]
     goal: float | None = None
     ran: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data with the median, rounded to what a clock can tell."""
+        seconds = [float(f"{value:.4g}") for value in self.seconds]
+        return {**asdict(self), "median": float(f"{statistics.median(seconds):.4g}"), "seconds": seconds}
 
 
 def simulate(sizes: int) -> dict[str, np.ndarray]:
@@ -126,7 +132,7 @@ def peer(turns: int, num_starts: int, num_bootstraps: int) -> tuple[list[Row], d
     boot = cpu_seconds(lambda: [bootstrap_fit(*columns, rng) for _ in range(each)], turns, 0)
     best, own = np.nanmin(reached), fit_law(columns[:2], columns[2]).objective
     rows = [
-        Row("Epoch: grid of 4,500 starts", grid_seconds, ran=f"{len(starts)} random starts"),
+        Row("Epoch: grid of 4,500 starts", grid_seconds, ran=f"{len(starts)} starts"),
         Row("Epoch: 1,000 bootstraps", [s * RESAMPLES / each for s in boot], ran=f"{each * turns} resamples"),
         Row("Epoch: 4,000 bootstraps", [s * NUM_BOOTSTRAPS / each for s in boot], ran=f"{each * turns} resamples"),
     ]
@@ -166,9 +172,9 @@ def main() -> None:
     print(table(("CPU seconds, median (range)", "", "goal", "scaled from"), cells))
     print(objectives)
     if options.json:
-        written = [{**asdict(row), "median": statistics.median(row.seconds)} for row in rows]
-        contents = {"machine": machine, "load_average_at_end": os.getloadavg()[0], "objective": objectives}
-        options.json.write_text(json.dumps({**contents, "rows": written}, indent=1) + "\n")
+        about = {"machine": machine, "load_average_at_end": round(os.getloadavg()[0], 1), "objective": objectives}
+        lines = ",\n".join(json.dumps(row.to_dict()) for row in rows)
+        options.json.write_text(f'{json.dumps(about)[:-1]}, "rows": [\n{lines}\n]}}\n')
 
 
 if __name__ == "__main__":
