@@ -15,7 +15,7 @@ Of N parameters on a rank, R ranks share what is sharded (Rajbhandari et al. 202
     workspace      cuBLAS, and what a stack caches
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,14 +53,12 @@ class MemoryEstimate:
     Attributes:
         pipeline_rank: which that is.
         tensors: name -> bytes; they add up to `allocated`.
-        by_rank: allocated bytes of every pipeline rank.
         allocated, reserved, device: see the module.
         spread: low and high end of the 90 % interval of each of the three, as ratios to it.
     """
 
     pipeline_rank: int
     tensors: Mapping[str, float]
-    by_rank: tuple[float, ...]
     allocated: float
     reserved: float
     device: float
@@ -75,17 +73,15 @@ class MemoryEstimate:
 def memory(setup: Setup) -> MemoryEstimate:
     """Memory of the GPU that needs most; tensor ranks are alike, pipeline ranks are not."""
     stack = stack_memory(setup)
-    blocks = tuple(_block(setup, stack, moe) for moe in (False, True))
-    ranks = [_rank_tensors(setup, stack, _held(setup, rank, blocks)) for rank in range(setup.pipeline_parallel_size)]
-    totals = [sum(tensors.values()) for tensors in ranks]
-    worst = max(range(len(totals)), key=totals.__getitem__)
+    ranks = {rank: _rank_tensors(setup, stack, held) for rank, held in _heaviest(setup, stack)}
+    totals = {rank: sum(tensors.values()) for rank, tensors in ranks.items()}
+    worst = max(totals, key=totals.__getitem__)
     axes = ("tensor", "pipeline", "context", "data", "expert")
     communicators = sum(getattr(setup, f"{axis}_parallel_size") > 1 for axis in axes)
     reserved = _RESERVED * totals[worst]
     return MemoryEstimate(
         pipeline_rank=worst,
         tensors=ranks[worst],
-        by_rank=tuple(totals),
         allocated=totals[worst],
         reserved=reserved,
         device=reserved + _CONTEXT + communicators * _COMMUNICATOR,
@@ -173,25 +169,40 @@ def stages_per_rank(setup: Setup) -> int:
     return setup.virtual_pipeline_parallel_size if setup.pipeline_schedule == "interleaved1f1b" else 2
 
 
-def _held(setup: Setup, rank: int, blocks: tuple[_Block, ...]) -> _Held:
-    """Layers spread evenly over the stages; those of multi-token prediction on the last."""
-    arch, size = setup.model, setup.pipeline_parallel_size
-    count = size * stages_per_rank(setup)
-    v_shaped = setup.pipeline_schedule in ("zbv", "dualpipev")
-    mine = [s for s in range(count) if (2 * size - 1 - s if v_shaped and s >= size else s % size) == rank]
-    first, last = 0 in mine, count - 1 in mine
-    first_moe = arch.num_layers - arch.num_moe_layers
-    dense = moe = 0
-    for stage in mine:
-        start, end = (arch.num_layers * bound // count for bound in (stage, stage + 1))
-        dense += max(0, min(end, first_moe) - start)
-        moe += max(0, end - max(start, first_moe))
-    if last:
-        dense, moe = (dense, moe + arch.mtp_num_layers) if arch.is_moe else (dense + arch.mtp_num_layers, moe)
-    in_flight = micro_batches_in_flight(
-        setup.pipeline_schedule, size, rank, stages_per_rank(setup), setup.num_micro_batches
-    )
-    return _Held(tuple((block, n) for block, n in zip(blocks, (dense, moe)) if n), first, last, in_flight)
+def _stages(setup: Setup, rank: int) -> Sequence[int]:
+    """Stages of a pipeline rank, ascending; a V comes back to the first rank."""
+    size, each = setup.pipeline_parallel_size, stages_per_rank(setup)
+    if each > 1 and setup.pipeline_schedule in ("zbv", "dualpipev"):
+        return rank, 2 * size - 1 - rank
+    return range(rank, each * size, size)
+
+
+def _heaviest(setup: Setup, stack: StackMemory) -> Iterator[tuple[int, _Held]]:
+    """Pipeline ranks of which one needs most: of those that hold alike, the one with most micro-batches in flight.
+
+    Layers are spread evenly over the stages; those of multi-token prediction are on the last.
+    """
+    arch, size, each = setup.model, setup.pipeline_parallel_size, stages_per_rank(setup)
+    count, num_dense = size * each, arch.num_layers - arch.num_moe_layers
+    most: dict[tuple[int, int, bool, bool], tuple[float, int]] = {}
+    for rank in range(size):
+        mine = _stages(setup, rank)
+        ends = [(arch.num_layers * stage // count, arch.num_layers * (stage + 1) // count) for stage in mine]
+        dense = sum(max(0, min(end, num_dense) - start) for start, end in ends)
+        moe = sum(end - start for start, end in ends) - dense
+        first, last = mine[0] == 0, mine[-1] == count - 1
+        if last and arch.is_moe:
+            moe += arch.mtp_num_layers
+        elif last:
+            dense += arch.mtp_num_layers
+        in_flight = micro_batches_in_flight(setup.pipeline_schedule, size, rank, each, setup.num_micro_batches)
+        alike = dense, moe, first, last
+        if alike not in most or in_flight > most[alike][0]:
+            most[alike] = in_flight, rank
+    blocks = [_block(setup, stack, moe) for moe in (False, True)]
+    for (dense, moe, first, last), (in_flight, rank) in most.items():
+        layers = tuple((block, n) for block, n in zip(blocks, (dense, moe), strict=True) if n)
+        yield rank, _Held(layers, first, last, in_flight)
 
 
 def _rank_tensors(setup: Setup, stack: StackMemory, held: _Held) -> dict[str, float]:
