@@ -165,10 +165,6 @@ def _short(value: float) -> str:
     return count(value) if value >= 1e6 else significant(value)
 
 
-def _days(hours: dict[str, Any]) -> dict[str, Any]:
-    return {bound: hours[bound] / 24 for bound in ("value", "low", "high")}
-
-
 def _price(device: str, own: float | None, table: Path | None) -> "Price | None":
     """The user's price, by option or from their table, else the dated one of the device."""
     from analysis.cost.prices import own_price, price_for

@@ -25,12 +25,12 @@ def explain(
 
     Takes the options of `estimate`.
     """
+    from analysis.cost.calibration import constants_for
     from analysis.cost.waterfall import waterfall
 
     run = read_run(options)
     setup = run.completed.setup
-    applies = run.calibration is not None and run.calibration.stack == setup.stack
-    found = waterfall(setup, run.calibration.constants if applies else None)
+    found = waterfall(setup, constants_for(setup, run.calibration))
     if plot is not None:
         from analysis.cost.waterfall_plot import save_waterfall
 

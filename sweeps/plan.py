@@ -14,8 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from analysis.cost.energy import TYPICAL_PUE
-from analysis.cost.interval import Interval
-from analysis.cost.propagate import product
+from analysis.cost.interval import Interval, product
 from scaling.accounting import parameter_count, training_flops
 from scaling.config import ExecutionConfig, RunConfig, explain
 from scaling.errors import UserError

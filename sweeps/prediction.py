@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Protocol
 
 from analysis.cost import cpu_throughput
-from analysis.cost.calibration import PRIOR, Calibration, calibrate, step_interval
+from analysis.cost.calibration import PRIOR, Calibration, calibrate, constants_for, step_interval
 from analysis.cost.cpu_throughput import CpuThroughput, measure_cpu
 from analysis.cost.devices import Device, find_device, require_device
 from analysis.cost.energy import board_joules, energy_kwh
-from analysis.cost.interval import Interval, log_normal
-from analysis.cost.propagate import product
+from analysis.cost.interval import Interval, log_normal, product
 from analysis.cost.run_records import setup_of_run
 from analysis.cost.setup import Setup
 from analysis.cost.step import busy_share, step_time
@@ -105,7 +104,7 @@ class GpuPredictor:
     def predict(self, config: RunConfig) -> Prediction:
         """The whole run."""
         setup = setup_of_run(config, self.device)
-        step = step_time(setup, self.calibration and self.calibration.constants)
+        step = step_time(setup, constants_for(setup, self.calibration))
         seconds = step_interval(setup, self.calibration)
         if self.calibration is None:  # what the host does differs between trainers more than what the GPU does
             waiting = (step.launch + step.host) / step.total

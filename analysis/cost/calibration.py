@@ -90,13 +90,20 @@ class Calibration:
             ) from None
 
 
+def constants_for(setup: Setup, calibration: Calibration | None) -> Constants:
+    """The constants to price a setup with: the calibration's where it is of the setup's stack, else the shipped ones."""
+    applies = calibration is not None and calibration.stack == setup.stack
+    return calibration.constants if applies else constants_of(setup.stack)
+
+
 def step_interval(setup: Setup, calibration: Calibration | None = None) -> Interval:
     """Seconds of a step with their 90 % interval; a calibration applies to setups of its stack."""
+    constants = constants_for(setup, calibration)
+    seconds = step_time(setup, constants).total
     if calibration is not None and calibration.stack == setup.stack:
-        return log_normal(step_time(setup, calibration.constants).total, calibration.spread)
-    constants = constants_of(setup.stack)
+        return log_normal(seconds, calibration.spread)
     experts = constants.expert_between if setup.model.is_moe else 0.0
-    return log_normal(step_time(setup, constants).total, math.hypot(constants.between, constants.within, experts))
+    return log_normal(seconds, math.hypot(constants.between, constants.within, experts))
 
 
 def calibrate(runs: Sequence[tuple[Setup, float]], source: str) -> Calibration:

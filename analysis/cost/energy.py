@@ -18,8 +18,7 @@ import math
 from dataclasses import dataclass
 
 from analysis.cost.devices import Device
-from analysis.cost.interval import Interval, log_normal
-from analysis.cost.propagate import known, product
+from analysis.cost.interval import Interval, known, log_normal, product
 from scaling.errors import UserError
 
 IDLE_SHARE, BUSY_SHARE = 0.50, 0.80
@@ -33,8 +32,6 @@ BOARD_SHARE = Interval(0.70, 0.55, 0.85)
 #: PaLM reports 1.08, LLaMA assumes 1.1, OLMo 2 reports 1.12 and 1.2, BLOOM 1.2; the surveyed average of all
 #: data centres is 1.56 (Uptime Institute Global Data Center Survey 2024).
 TYPICAL_PUE = Interval(1.15, 1.08, 1.56)
-#: World average of 2024, g CO2e per kWh (Ember, Global Electricity Review 2025); for comparison, never a default.
-WORLD_GRAMS_PER_KWH = 473.0
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Everything that a run is estimated to need: FLOPs, memory, time, energy, dollars; each estimate with its interval.
 
-Errors of the parts are of logarithms and independent, so that they add up in quadrature (analysis.cost.propagate):
+Errors of the parts are of logarithms and independent, so that they add up in quadrature (analysis.cost.interval):
 
     GPU-hours = train_steps x step time x GPUs / goodput
     energy    = GPU-hours x power of a GPU with its share of the node x PUE
@@ -14,17 +14,16 @@ from the others, their median error is 18 %, that of the guessed layout's step t
 import math
 from dataclasses import dataclass, field
 
-from analysis.cost.calibration import Calibration
+from analysis.cost.calibration import Calibration, constants_for
 from analysis.cost.counts import FLOP_CONVENTIONS, ParameterCount, flops_per_token, parameters
 from analysis.cost.device_step import device_step_interval, device_step_time
 from analysis.cost.devices import Device
 from analysis.cost.energy import TYPICAL_BUSY, TYPICAL_PUE, co2_kg, energy_kwh
 from analysis.cost.goodput import goodput, known_goodput
-from analysis.cost.interval import Interval
+from analysis.cost.interval import Interval, known, product, quotient
 from analysis.cost.memory import MemoryEstimate, fits, memory
 from analysis.cost.memory_remedies import Remedy, remedies
 from analysis.cost.prices import CPU_CORE, Price
-from analysis.cost.propagate import known, product, quotient
 from analysis.cost.run_utilisation import RunFacts, run_gpu_hours, unlike_published
 from analysis.cost.setup import Setup
 from analysis.cost.step import StepTime, busy_share
@@ -116,8 +115,7 @@ def estimate(setup: Setup, tokens: float, assumptions: Assumptions) -> Estimate:
     held = memory(setup)
     enough = fits(held, setup.device)
     seconds = device_step_interval(setup, calibration)
-    applies = calibration is not None and calibration.stack == setup.stack
-    step = device_step_time(setup, calibration.constants if applies else None)
+    step = device_step_time(setup, constants_for(setup, calibration))
 
     # the user's own number may be a guess of theirs, but it is theirs
     share = goodput(setup.num_gpus) if assumptions.goodput is None else known_goodput(assumptions.goodput)

@@ -12,53 +12,29 @@ BLOOM 0.88 (366e9 tokens at 102 s for 4.19e6, in 1,082,990 GPU-hours), Bloomberg
 days). The two in the middle give base, the ends its bounds.
 """
 
-import math
-from dataclasses import dataclass
-
-from analysis.cost.interval import Interval
+from analysis.cost.interval import Interval, known
 from scaling.errors import UserError
 
 #: 419 unexpected interruptions in 54 days on 16,384 H100 (Llama 3, arXiv:2407.21783, section 3.3.4).
 INTERRUPTIONS_PER_GPU_HOUR = 419 / (54 * 24 * 16384)
+#: Hours that one costs: a restart, and half of the time between two checkpoints (judgements).
+HOURS_LOST = 0.15 + 0.25 / 2
 #: All that does not grow with the number of GPUs.
 BASE = Interval(0.90, 0.74, 0.99)
 
 
-@dataclass(frozen=True)
-class Failures:
-    """How often a job stops without being asked to, and what it costs. Hours."""
-
-    interruptions_per_gpu_hour: float = INTERRUPTIONS_PER_GPU_HOUR
-    restart_hours: float = 0.15
-    checkpoint_interval_hours: float = 0.25
-
-    def __post_init__(self) -> None:
-        """Raises UserError for anything below 0."""
-        for name in ("interruptions_per_gpu_hour", "restart_hours", "checkpoint_interval_hours"):
-            value = getattr(self, name)
-            if not math.isfinite(value) or value < 0:
-                raise UserError(f"{name} = {value}: must be 0 or more")
-
-    def availability(self, num_gpus: int) -> float:
-        """Share of the time that is not lost to interruptions when `num_gpus` train as one job."""
-        lost = self.restart_hours + self.checkpoint_interval_hours / 2
-        return 1.0 / (1.0 + self.interruptions_per_gpu_hour * num_gpus * lost)
+def availability(num_gpus: int) -> float:
+    """Share of the time that is not lost to interruptions when `num_gpus` train as one job."""
+    return 1.0 / (1.0 + INTERRUPTIONS_PER_GPU_HOUR * num_gpus * HOURS_LOST)
 
 
-def goodput(num_gpus: int, failures: Failures = Failures(), base: Interval = BASE) -> Interval:  # noqa: B008 - frozen
-    """Share of the GPU-hours in which a run on `num_gpus` advances; `known_goodput` where the user knows it.
-
-    Raises UserError for a base outside of 0 to 1 and for fewer than one GPU.
-    """
-    if num_gpus < 1:
-        raise UserError(f"num_gpus = {num_gpus}: must be 1 or more")
-    if not 0 < base.low <= base.value <= base.high <= 1:
-        raise UserError(f"goodput = {base.value:g}: must be a share of the time, above 0 and at most 1")
-    return base.scaled(failures.availability(num_gpus))
+def goodput(num_gpus: int) -> Interval:
+    """Share of the GPU-hours in which a run on `num_gpus` (1 or more) advances; `known_goodput` where one knows it."""
+    return BASE.scaled(availability(num_gpus))
 
 
 def known_goodput(share: float) -> Interval:
     """The user's own goodput, without error. Raises UserError when it is no share."""
     if not 0 < share <= 1:
         raise UserError(f"goodput = {share:g}: must be a share of the time, above 0 and at most 1")
-    return Interval(share, share, share)
+    return known(share)

@@ -10,12 +10,12 @@ import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
-from analysis.cost.calibration import Calibration
+from analysis.cost.calibration import Calibration, constants_for
 from analysis.cost.layout_shortlist import num_different, short_list
 from analysis.cost.layout_space import LAYOUT_FIELDS, Space, divisions, micro_batches, shardings, variants
 from analysis.cost.memory import MemoryEstimate, fits, memory
 from analysis.cost.setup import Setup
-from analysis.cost.stacks import Constants, constants_of
+from analysis.cost.stacks import Constants
 from analysis.cost.step import StepTime, step_time
 
 #: Parts of a step in which a pipeline waits, and parts that do not grow with jitter (analysis.cost.step).
@@ -71,8 +71,7 @@ def search(
 
     A calibration applies to templates of its stack.
     """
-    applies = calibration is not None and calibration.stack == template.stack
-    constants = calibration.constants if applies else constants_of(template.stack)
+    constants = constants_for(template, calibration)
     space = divisions(_emptied(template, open_fields), open_fields)
     upper_end = memory(template).spread[1]
     found = _search(space, open_fields, count, constants, upper_end - 1)

@@ -24,7 +24,7 @@ from analysis.cost.setup import Setup
 from analysis.cost.stacks import Constants, Sustained, sustained
 
 _TILE = 128 * 256
-#: Grouped products of experts start one kernel for all of them.
+#: Of one element.
 _BYTES = 2
 
 

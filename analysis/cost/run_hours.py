@@ -4,10 +4,9 @@ from analysis.cost.calibration import Calibration, step_interval
 from analysis.cost.counts import parameters
 from analysis.cost.devices import find_device
 from analysis.cost.goodput import goodput
-from analysis.cost.interval import Interval
+from analysis.cost.interval import Interval, product, quotient
 from analysis.cost.measured import NotExpressible, Row, describe, number, whole
 from analysis.cost.models import find_model
-from analysis.cost.propagate import product, quotient
 from analysis.cost.run_utilisation import RunFacts, run_gpu_hours
 from scaling.errors import UserError
 

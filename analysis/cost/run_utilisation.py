@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.cost.devices import Device, require_device
-from analysis.cost.interval import Interval, log_normal
+from analysis.cost.interval import Interval, log_normal, quotient
 from scaling.errors import UserError
 
 #: a to e of the equation, and the standard deviation of ln utilisation about it, as `fitted` finds them. Written down,
@@ -98,9 +98,7 @@ def run_utilisation(facts: RunFacts) -> Interval:
 
 def run_gpu_hours(facts: RunFacts) -> Interval:
     """GPU-hours of the whole run, all pauses included."""
-    utilisation = run_utilisation(facts)
-    hours = facts.flops / (3600.0 * facts.device.bf16_flops)
-    return Interval(hours / utilisation.value, hours / utilisation.high, hours / utilisation.low)
+    return quotient(facts.flops / (3600.0 * facts.device.bf16_flops), run_utilisation(facts))
 
 
 def unlike_published(facts: RunFacts) -> list[str]:

@@ -11,7 +11,7 @@ hybrid layers, TPUs. Mixtures of experts are taken as balanced.
 """
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 from analysis.cost.collectives import gather_seconds, send_seconds
 from analysis.cost.counts import block_parameters, embedding_parameters
@@ -97,12 +97,8 @@ def step_time(setup: Setup, constants: Constants | None = None) -> StepTime:
     bubble, messages = _pipeline(setup, constants, stage)
     body = micro_batches * stage + bubble + messages
     nodes = max(1.0, setup.num_gpus / setup.device.gpus_per_node)
-    parts = {
-        field.name: summed(field.name)
-        for field in fields(LayerTime)
-    }
     return StepTime(
-        **parts,
+        **{field.name: summed(field.name) for field in fields(LayerTime)},
         output_layer=micro_batches * head / ranks,
         recompute=share * sum(count * layer.recompute for layer, count in layers),
         weight_communication=share * sum(count * layer.weights for layer, count in layers),
@@ -241,8 +237,3 @@ def busy_share(step: StepTime) -> Interval:
     """Share of the step in which the GPU computes; in the rest it waits for the host, the network or other GPUs."""
     share = sum(getattr(step, name) for name in _COMPUTE) / step.total
     return Interval(share, max(0.0, share - _BUSY_ERROR), min(1.0, share + _BUSY_ERROR))
-
-
-def with_changes(constants: Constants, **changes: float) -> Constants:
-    """`constants` with some replaced, for calibration."""
-    return replace(constants, **changes)

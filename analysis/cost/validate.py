@@ -10,13 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from analysis.cost.calibration import Calibration, step_interval
 from analysis.cost.counts import flops_per_token
 from analysis.cost.interval import Interval
 from analysis.cost.measured import Measured, NotExpressible, Row, describe, measurements
 from analysis.cost.memory import memory
 from analysis.cost.run_hours import baseline_hours, predicted_hours
 from analysis.cost.setup import Setup
-from analysis.cost.calibration import Calibration, step_interval
 
 #: The rule to beat: every run reaches this share of its precision's dense peak in model FLOPs (causal attention).
 BASELINE_UTILISATION = 0.40

@@ -4,8 +4,7 @@ import pytest
 
 from analysis.cost.devices import require_device
 from analysis.cost.energy import MEASURED_NODES, co2_kg, energy_kwh, node_power_watts
-from analysis.cost.interval import Interval
-from analysis.cost.propagate import known
+from analysis.cost.interval import Interval, known
 from scaling.errors import UserError
 
 H100 = require_device("H100 SXM")

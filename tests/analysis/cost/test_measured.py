@@ -6,6 +6,7 @@ from measured_rows import row
 from analysis.cost.measured import NotExpressible, describe, measurements, read_rows
 from scaling.errors import UserError
 
+
 def test_a_full_row_is_read_as_written_and_nothing_is_assumed():
     found = describe(row(vpp="2", zero_or_fsdp="zero1", cp="1"))
     run = found.setup

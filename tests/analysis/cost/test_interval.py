@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from analysis.cost.interval import Interval, log_normal
-from analysis.cost.propagate import known, product, quotient
+from analysis.cost.interval import Interval, known, log_normal, product, quotient
 
 
 def test_a_product_covers_as_often_as_its_factors():
