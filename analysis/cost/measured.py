@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis.cost.architecture import Architecture
-from analysis.cost.devices import Device, find_device
 from analysis.cost.choices import complete
+from analysis.cost.devices import Device, find_device
 from analysis.cost.models import find_model
 from analysis.cost.network import parse_network
 from analysis.cost.setup import Precision, Recompute, Setup, Sharding, Stack
