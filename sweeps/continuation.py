@@ -135,7 +135,7 @@ def read_rounds(sweep_dir: Path) -> list[Round]:
     path = sweep_dir / DESIGN_FILE
     try:
         return _Rounds.model_validate_json(path.read_text(encoding="utf-8")).rounds
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the launcher's lock says what is wrong with such a directory
         return []
     except ValidationError as error:
         raise UserError(f"{explain(error, str(path))}; restore the file: it says which cells were added") from None
