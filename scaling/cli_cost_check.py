@@ -82,7 +82,9 @@ def calibrate(
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where to write the constants.")] = Path(
         "calibration.json"
     ),
-    stack: Annotated[Optional[str], typer.Option(help="Only the runs of this stack, where the table has several.")] = None,
+    stack: Annotated[
+        Optional[str], typer.Option(help="Only the runs of this stack, where the table has several.")
+    ] = None,
     group: Annotated[Optional[str], typer.Option(help="Only the rows of this group.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -104,11 +106,10 @@ def calibrate(
         print_json(_finite(answer))
         return
     screen = console(False)
+    left_out = f", {100 * found.left_out:.1f} % when each is predicted from the others"
     screen.print(
         f"{found.num_runs} run(s) of the stack {found.stack}: off by {100 * found.before:.1f} % before, "
-        f"{100 * found.after:.1f} % after"
-        + ("" if math.isnan(found.left_out) else f", {100 * found.left_out:.1f} % when each is predicted from the others")
-        + " (root mean square)"
+        f"{100 * found.after:.1f} % after{'' if math.isnan(found.left_out) else left_out} (root mean square)"
     )
     for name, value in found.changes.items():
         screen.print(f"  {name} = {value:.4g}")

@@ -119,13 +119,11 @@ def _show(answer: dict[str, Any], found: "Estimate") -> None:
 
 
 def _rows(answer: dict[str, Any], found: "Estimate") -> list[tuple[str, dict[str, Any] | None, str]]:
-    from analysis.cost.prices import CPU_CORE
-
     bits = "float32" if found.setup.precision == "fp32" else "16-bit"
     peak = f"of {found.peak_flops / 1e12:.3g} TFLOP/s, the dense {bits} peak"
     memory = answer["memory_gib"]
     capacity = f"GiB of {found.setup.device.memory_bytes / 2**30:.3g}"
-    is_core = found.setup.device.name == CPU_CORE
+    is_core = found.setup.device.is_cpu_core
     each = "core" if is_core else "GPU"
     wall, unit = _wall(answer["wall_hours"])
     return [

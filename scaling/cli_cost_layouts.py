@@ -35,10 +35,9 @@ def layouts(
     from analysis.cost.layout_space import LAYOUT_FIELDS
     from analysis.cost.layout_text import search_dict
     from analysis.cost.layouts import search
-    from analysis.cost.prices import CPU_CORE
 
     run = read_run(options)
-    if run.completed.setup.device.name == CPU_CORE:
+    if run.completed.setup.device.is_cpu_core:
         raise UserError("gpu = cpu: cores share a run by batch alone: price it with `scaling cost estimate --gpu cpu`")
     open_fields = [name for name in LAYOUT_FIELDS if name in run.completed.chosen]
     found = search(run.completed.setup, open_fields, top, run.calibration)

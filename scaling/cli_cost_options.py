@@ -217,10 +217,9 @@ def _device(options: RunOptions) -> tuple["Device", tuple["Choice", ...]]:
 
         return load_device(options.device_file), ()
     if options.gpu.strip().lower() == "cpu":
-        from analysis.cost.device_file import cpu_device
-        from analysis.cost.prices import CPU_CORE
+        from analysis.cost.cpu_device import cpu_device
 
-        device = cpu_device(CPU_CORE)
+        device = cpu_device()
         return device, (Choice("gpu", device.name, device.source),)
     device = require_device(options.gpu)
     return device, (Choice("gpu", device.name, device.note),) if device.note else ()

@@ -1,6 +1,7 @@
 """Which device a plan is priced on, and at what price."""
 
-from analysis.cost.prices import CPU_CORE, own_price, price_for
+from analysis.cost.devices import CPU_CORE
+from analysis.cost.prices import own_price, price_for
 from sweeps.grid import Profile
 from sweeps.machine import Machine
 from sweeps.plan import DevicePrice, Dollars, Workers

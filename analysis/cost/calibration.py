@@ -1,4 +1,4 @@
-"""Constants refitted to a user's own runs: maximum a posteriori around the shipped ones, with the interval that is left.
+"""Constants refitted to one's own runs: maximum a posteriori around the shipped ones, with the interval that is left.
 
 A handful of constants decides how a stack differs from its class. Their logarithms (log-odds, for overlaps) have normal
 priors around the shipped values; ln(step time) has normal noise of the stack's `within`, softened against outliers. One
@@ -65,9 +65,9 @@ class Calibration:
         if worst <= BAD_FIT:
             return None
         return (
-            f"the calibration is bad: after it, runs are still {100 * worst:.0f} % off (root mean square), so something "
-            "that the model does not know decides their speed; look for a slow network, data loading or a wrong layout "
-            "in the table before trusting an estimate"
+            f"the calibration is bad: after it, runs are still {100 * worst:.0f} % off (root mean square), so "
+            "something that the model does not know decides their speed; look for a slow network, data loading or a wrong "
+            "layout in the table before trusting an estimate"
         )
 
     def to_json(self) -> str:
@@ -91,7 +91,7 @@ class Calibration:
 
 
 def constants_for(setup: Setup, calibration: Calibration | None) -> Constants:
-    """The constants to price a setup with: the calibration's where it is of the setup's stack, else the shipped ones."""
+    """What to price a setup with: the calibration's constants where it is of the setup's stack, else the shipped."""
     applies = calibration is not None and calibration.stack == setup.stack
     return calibration.constants if applies else constants_of(setup.stack)
 
@@ -115,7 +115,8 @@ def calibrate(runs: Sequence[tuple[Setup, float]], source: str) -> Calibration:
         raise UserError(f"{source}: no run has a step time and a setup that can be expressed: nothing to calibrate by")
     stacks = sorted({setup.stack for setup, _ in runs})
     if len(stacks) > 1:
-        raise UserError(f"{source}: runs of {len(stacks)} stacks ({', '.join(stacks)}): calibrate one at a time, --stack")
+        seen = ", ".join(stacks)
+        raise UserError(f"{source}: runs of {len(stacks)} stacks ({seen}): calibrate one at a time, --stack")
     changes = _fit(runs)
     shipped = constants_of(runs[0][0].stack)
     residuals = _errors(runs, replace(shipped, **changes))

@@ -59,7 +59,7 @@ def _lean_bytes(setup: Setup) -> float:
 
 def _possible(setup: Setup) -> Setup:
     """A stated "no recomputation" that does not fit at the low end of its memory's interval is not what was run."""
-    if setup.recompute == "none" and memory(setup).interval("allocated")[0] > setup.device.memory_bytes:
+    if setup.recompute == "none" and memory(setup).interval("allocated").low > setup.device.memory_bytes:
         return replace(setup, recompute="full")
     return setup
 

@@ -1,9 +1,9 @@
 """Seconds that collectives take, by size, ranks and where these lie.
 
-A ring over n ranks passes (n - 1) / n of the buffer through every rank (Thakur et al. 2005, section 4), and all-reduce is
-reduce-scatter and all-gather. Ranks are laid out with `stride` others between neighbours (tensor ranks innermost, then
-context, data and pipeline ranks, as in Megatron). A group that leaves the fast links of its domain sends through the
-network cards of the ranks it has there: each of the `stride` groups beside it has its own share of the node's cards.
+A ring over n ranks passes (n - 1) / n of the buffer through every rank (Thakur et al. 2005, section 4), and all-reduce
+is reduce-scatter and all-gather. Ranks are laid out with `stride` others between neighbours (tensor ranks innermost,
+then context, data and pipeline ranks, as in Megatron). A group that leaves the fast links of its domain sends through
+the network cards of the ranks it has there: each of the `stride` groups beside it has its share of the node's cards.
 """
 
 import math

@@ -26,7 +26,7 @@ _CORE_BANDWIDTH = 10e9
 
 
 @dataclass(frozen=True)
-class Constants:
+class CpuConstants:
     """What depends on the trainer and the class of processor. `calibrate` refits the first four."""
 
     #: Seconds of a step that no size changes: batch, optimizer launch, logging.
@@ -44,7 +44,7 @@ class Constants:
 
 #: Fitted to the 35 cells of the laptop grid, trained two at a time on the two cores of an AMD EPYC (Zen 5), widths of 8
 #: to 128, with the utilisation held at what oneDNN gains there over the measured product: 16 % root mean square error.
-CPU_CONSTANTS = Constants(
+CPU_CONSTANTS = CpuConstants(
     step_seconds=8e-4,
     layer_seconds=2.1e-4,
     utilisation=1.6,
@@ -60,7 +60,7 @@ CPU_SPREAD = math.hypot(BETWEEN, WITHIN, ANOTHER_DAY)
 
 
 def cpu_step_time(
-    constants: Constants,
+    constants: CpuConstants,
     matmul_flops: float,
     *,
     num_cores: int,

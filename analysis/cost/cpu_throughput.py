@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from analysis.cost.calibration import remaining_spread
-from analysis.cost.cpu_step import ANOTHER_DAY, BETWEEN, CPU_CONSTANTS, CPU_SPREAD, WITHIN, Constants, cpu_step_time
+from analysis.cost.cpu_step import ANOTHER_DAY, BETWEEN, CPU_CONSTANTS, CPU_SPREAD, WITHIN, CpuConstants, cpu_step_time
 from analysis.cost.interval import Interval, log_normal
 from analysis.cost.matmul_rate import core_matmul_rate
 from scaling.accounting import flops_per_token, parameter_count
@@ -26,7 +26,7 @@ class CpuThroughput:
     device_name: str
     #: FLOP/s of a float32 matrix product, measured.
     matmul_flops: float
-    constants: Constants
+    constants: CpuConstants
     #: Where the numbers come from, for people.
     source: str
     #: Standard deviation of ln(measured / predicted step time).

@@ -12,7 +12,6 @@ from analysis.cost.feasibility import check_setup, check_sizes, is_possible, pre
 from analysis.cost.layout_choice import LAYOUT_RULE, choose_layout
 from analysis.cost.layout_space import LAYOUT_FIELDS
 from analysis.cost.memory import fits, memory
-from analysis.cost.prices import CPU_CORE
 from analysis.cost.setup import Setup
 from analysis.cost.step import step_time
 from analysis.formatting import count
@@ -116,7 +115,7 @@ def _plain_choices(model: Architecture, device: Device, given: Mapping[str, Any]
     why = "as Llama 2 and DeepSeek-V3" if length == _SEQ_LENGTH else f"positions that {model.name} has"
     choose("seq_length", length, why)
     choose("precision", precisions_of(device)[0], f"what {device.name} multiplies fastest in 16 bits, else 32")
-    if device.name == CPU_CORE:
+    if device.is_cpu_core:
         choose("stack", "fsdp_eager", "torch without compilation, as on a CPU")
     else:
         choose("stack", "megatron", "tuned software such as Megatron-Core; see analysis/cost/stacks.yaml for others")
@@ -151,7 +150,7 @@ def _with_any_batch(setup: Setup) -> Setup:
 
 def _with_gpus(setup: Setup, open_fields: set[str], tokens: float) -> tuple[Setup, Choice]:
     """`setup` on the fewest GPUs, in powers of two times a replica, on which it fits and ends in time."""
-    if setup.device.name == CPU_CORE:
+    if setup.device.is_cpu_core:
         return choose_layout(replace(setup, num_gpus=setup.device.gpus_per_node), open_fields), Choice(
             "num_gpus", setup.device.gpus_per_node, "cores of this machine"
         )
@@ -173,12 +172,10 @@ def _with_gpus(setup: Setup, open_fields: set[str], tokens: float) -> tuple[Setu
 
 
 def _counts(setup: Setup, tokens: float) -> list[int]:
-    """Numbers of GPUs worth trying: those that could hold the model and end in time at the best utilisation there is."""
+    """Numbers of GPUs worth trying: those that could hold the model, and end in time at the best utilisation known."""
     model, device = setup.model, setup.device
-    peaks = {"fp8": "fp8", "mxfp8": "fp8", "nvfp4": "fp4"}
-    peak = device.peak_flops.get(peaks.get(setup.precision, ""), device.bf16_flops)
     work = flops_per_token(model, setup.seq_length, "causal") * tokens
-    least = work / (_BEST_UTILISATION * peak * _MOST_DAYS * 86400)
+    least = work / (_BEST_UTILISATION * device.dense_peak(setup.precision) * _MOST_DAYS * 86400)
     least = max(least, _STATE_BYTES * parameters(model).total / device.memory_bytes)
     sizes = [setup.num_gpus * 2**exponent for exponent in range(20)]
     sizes = [size for size in sizes if size <= _MOST_GPUS] or sizes[:1]

@@ -1,9 +1,7 @@
-"""A device that is not in the table: the user's own, from a file, or this machine's CPU, measured on the spot."""
+"""A device that is not in the table: the user's own, from a file."""
 
 import json
 import math
-import os
-import time
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
@@ -12,7 +10,6 @@ from typing import Any
 import yaml
 
 from analysis.cost.devices import Device, device_from_entry, find_variants
-from analysis.cost.matmul_rate import core_matmul_rate
 from scaling.errors import UserError
 
 PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "fp4")
@@ -30,7 +27,6 @@ _FIELDS: dict[str, tuple[str, ...]] = {
 _OPTIONAL = ("source", "date")
 #: A peak within this share of twice a dense one is that chip's figure with sparsity.
 _SPARSE_TOLERANCE = 0.005
-_COPY_BYTES = 2**26
 
 
 def load_device(path: Path) -> Device:
@@ -74,42 +70,6 @@ def refuse_sparse_peak(device_name: str, precision: str, peak_flops: float) -> N
                 f"{precision} peak = {peak_flops / 1e12:g} TFLOP/s: that is {variant.name} with sparsity, which "
                 f"training has not: give the dense {dense / 1e12:g}"
             )
-
-
-def cpu_device(name: str) -> Device:
-    """One core of this machine's CPU as a device, so that `num_gpus` counts cores: rate and bandwidth measured (0.4 s).
-
-    Its peak is a float32 matrix product of numpy; it has no known power, so its energy is not estimated.
-    """
-    rate, bandwidth = core_matmul_rate(), _copy_bandwidth()
-    cores = os.cpu_count() or 1
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Device(
-        name=name,
-        bf16_flops=rate,
-        memory_bandwidth=bandwidth,
-        source=f"float32 matrix product ({rate / 1e9:.0f} GFLOP/s) and copy measured on one core of this machine",
-        peak_flops={"fp32": rate},
-        memory_bytes=memory / cores,
-        scale_up_size=cores,
-        scale_up_bandwidth=bandwidth / 2,
-        gpus_per_node=cores,
-        date=date.today().isoformat(),
-    )
-
-
-def _copy_bandwidth() -> float:
-    """Bytes/s that one core reads and writes when it copies more than its caches hold: the best of three."""
-    import numpy as np
-
-    source = np.ones(_COPY_BYTES // 8)
-    target = np.empty_like(source)
-    best = math.inf
-    for _ in range(3):
-        start = time.perf_counter()
-        np.copyto(target, source)
-        best = min(best, time.perf_counter() - start)
-    return 2 * _COPY_BYTES / best
 
 
 def _check_fields(path: Path, prefix: str, given: Mapping[str, Any], known: Any, needed: Any) -> None:

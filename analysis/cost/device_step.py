@@ -7,7 +7,6 @@ from analysis.cost.calibration import Calibration, step_interval
 from analysis.cost.counts import flops_per_token, parameters
 from analysis.cost.cpu_step import CPU_CONSTANTS, CPU_SPREAD, cpu_step_time
 from analysis.cost.interval import Interval, log_normal
-from analysis.cost.prices import CPU_CORE
 from analysis.cost.setup import Setup
 from analysis.cost.stacks import Constants
 from analysis.cost.step import StepTime, step_time
@@ -15,7 +14,7 @@ from analysis.cost.step import StepTime, step_time
 
 def device_step_time(setup: Setup, constants: Constants | None = None) -> StepTime:
     """The predicted step; constants: of a GPU's stack, where calibrated ones are to be used."""
-    if setup.device.name != CPU_CORE:
+    if not setup.device.is_cpu_core:
         return step_time(setup, constants)
     flops = flops_per_token(setup.model, setup.seq_length, "hardware", setup.recompute)
     return cpu_step_time(
@@ -32,6 +31,6 @@ def device_step_time(setup: Setup, constants: Constants | None = None) -> StepTi
 
 def device_step_interval(setup: Setup, calibration: Calibration | None = None) -> Interval:
     """Seconds of the step with their 90 % interval; a calibration is of a GPU's stack."""
-    if setup.device.name != CPU_CORE:
+    if not setup.device.is_cpu_core:
         return step_interval(setup, calibration)
     return log_normal(device_step_time(setup).total, CPU_SPREAD)

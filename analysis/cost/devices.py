@@ -11,16 +11,21 @@ from analysis.cost.tables import read_table
 from scaling.errors import UserError
 
 #: Words of a name that say nothing about which device it is.
-_NOISE = frozenset({"nvidia", "amd", "instinct", "tesla", "quadro", "gpu", "gpus", "tensor", "core", "of", "per"})
+_NOISE = frozenset(
+    {"nvidia", "amd", "instinct", "tesla", "quadro", "gpu", "gpus", "tensor", "core", "of", "per", "cts"}
+    | {"ampere", "hopper", "blackwell"}
+)
 #: Written together with what stands before or after them: A100-SXM4-80GB, RTX4090, H100SXM.
 _JOINED = re.compile(r"(sxm\d?|pcie|nvl\d*|geforce|rtx)")
 #: What stands in brackets about the nodes: "(4x100Gb RoCE/node)".
 _NODE_NOTE = re.compile(r"\([^)]*(?:node|gb/s|gbps)[^)]*\)", re.IGNORECASE)
+#: The name of a core of a CPU, which is measured on the spot (cpu_device.py), not in the table; prices.yaml knows it.
+CPU_CORE = "CPU core"
 
 
 @dataclass(frozen=True)
 class Device:
-    """One kind of GPU, with vendor figures."""
+    """One kind of GPU with its vendor's figures, or a core of a CPU with measured ones."""
 
     name: str
     #: Dense bf16 matrix products with fp32 accumulation, FLOP/s (fp16 where the chip has no bf16); never with sparsity.
@@ -44,6 +49,16 @@ class Device:
     date: str = ""
     #: What was taken where the name left it open, one line; empty when it did not.
     note: str = ""
+
+    @property
+    def is_cpu_core(self) -> bool:
+        """Whether GPUs of a setup are cores of a CPU."""
+        return self.name == CPU_CORE
+
+    def dense_peak(self, precision: str) -> float:
+        """FLOP/s of matrix products in a precision of training; where the chip has none of its own, of bf16."""
+        units = {"mxfp8": "fp8", "nvfp4": "fp4"}
+        return self.peak_flops.get(units.get(precision, precision), self.bf16_flops)
 
 
 def find_device(device_name: str) -> Device | None:
@@ -127,5 +142,5 @@ def _devices() -> tuple[tuple[Device, tuple[str, ...], frozenset[str]], ...]:
 
 def _words(name: str) -> set[str]:
     """The words of a name that tell devices apart: "NVIDIA H100 SXM5 80 GB" gives h100, sxm5, 80gb."""
-    spaced = _JOINED.sub(r" \1 ", re.sub(r"(\d+)\s*gb\b", r" \1gb ", _NODE_NOTE.sub(" ", name).lower()))
+    spaced = _JOINED.sub(r" \1 ", re.sub(r"(?<![a-z\d])(\d+)\s*gi?b?\b", r" \1gb ", _NODE_NOTE.sub(" ", name).lower()))
     return set(re.findall(r"[a-z0-9]+", spaced)) - _NOISE

@@ -27,7 +27,7 @@ _POWER_SPREAD = 0.07
 #: Of published runs whose layout is not known, with its bounds.
 TYPICAL_BUSY = Interval(0.85, 0.6, 1.0)
 #: Of a GPU's share of its node's power, what its own board draws and its counter measures: a DGX H100's boards are 8 x
-#: 700 W of at most 10.2 kW (NVIDIA's data sheet), 0.55; a board at its TDP in the busiest nodes below has 0.78. Between.
+#: 700 W of at most 10.2 kW (NVIDIA's data sheet), 0.55; a board at its TDP in the busiest nodes below, 0.78. Between.
 BOARD_SHARE = Interval(0.70, 0.55, 0.85)
 #: PaLM reports 1.08, LLaMA assumes 1.1, OLMo 2 reports 1.12 and 1.2, BLOOM 1.2; the surveyed average of all
 #: data centres is 1.56 (Uptime Institute Global Data Center Survey 2024).
@@ -86,7 +86,7 @@ def energy_kwh(
 
 
 def board_joules(device: Device, gpu_hours: Interval, busy: Interval = TYPICAL_BUSY) -> Interval | None:
-    """Joules that the GPUs' own counters (NVML) show after so many GPU-hours; None where the device's TDP is not known."""
+    """Joules that the GPUs' own counters (NVML) show after so many GPU-hours; None where the TDP is not known."""
     power = node_power_watts(device, busy)
     return None if power is None else product(product(gpu_hours, power), BOARD_SHARE).scaled(3600.0)
 

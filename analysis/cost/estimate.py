@@ -23,7 +23,7 @@ from analysis.cost.goodput import goodput, known_goodput
 from analysis.cost.interval import Interval, known, product, quotient
 from analysis.cost.memory import MemoryEstimate, fits, memory
 from analysis.cost.memory_remedies import Remedy, remedies
-from analysis.cost.prices import CPU_CORE, Price
+from analysis.cost.prices import Price
 from analysis.cost.run_utilisation import RunFacts, run_gpu_hours, unlike_published
 from analysis.cost.setup import Setup
 from analysis.cost.step import StepTime, busy_share
@@ -159,7 +159,7 @@ def reference_peak(device: Device, precision: str) -> float:
 
     8- and 4-bit training is measured against the 16-bit peak too, so that utilisations compare; it may pass 1.
     """
-    return device.peak_flops.get("fp32", device.bf16_flops) if precision == "fp32" else device.bf16_flops
+    return device.dense_peak("fp32" if precision == "fp32" else "bf16")
 
 
 def _flops_per_token(setup: Setup, convention: str) -> float:
@@ -172,7 +172,7 @@ def _flops_per_token(setup: Setup, convention: str) -> float:
 
 def _published_hours_apply(setup: Setup, c_6nd: float, assumptions: Assumptions) -> bool:
     guessed = assumptions.layout_is_guessed and assumptions.goodput is None and assumptions.calibration is None
-    return guessed and setup.device.name != CPU_CORE and c_6nd >= _SMALLEST_PUBLISHED
+    return guessed and not setup.device.is_cpu_core and c_6nd >= _SMALLEST_PUBLISHED
 
 
 def _facts(setup: Setup, tokens: float, assumptions: Assumptions) -> RunFacts:

@@ -6,7 +6,7 @@ from typing import Any
 from analysis.cost.defaults import Choice
 from analysis.cost.estimate import Estimate
 from analysis.cost.interval import Interval
-from analysis.cost.prices import CPU_CORE, Price
+from analysis.cost.prices import Price
 from analysis.cost.setup_text import setup_dict
 from analysis.formatting import count
 
@@ -43,9 +43,9 @@ def described(found: Estimate, choices: Iterable[Choice], warnings: Iterable[str
         "flops": dict(found.flops),
         "memory_gib": {
             **{name: size / _GIB for name, size in held.tensors.items()},
-            "peak": _gib(held.allocated, held.interval("allocated")),
-            "reserved": _gib(held.reserved, held.interval("reserved")),
-            "device": _gib(held.device, held.interval("device")),
+            "peak": _ranged(held.interval("allocated").scaled(1 / _GIB), "GiB"),
+            "reserved": _ranged(held.interval("reserved").scaled(1 / _GIB), "GiB"),
+            "device": _ranged(held.interval("device").scaled(1 / _GIB), "GiB"),
             "fits": found.fits,
         },
         "step_time_s": _ranged(found.step_seconds, "s"),
@@ -72,10 +72,6 @@ def _ranged(interval: Interval | None, unit: str) -> dict[str, Any] | None:
     return None if interval is None else {**vars(interval), "unit": unit}
 
 
-def _gib(value: float, bounds: tuple[float, float]) -> dict[str, Any]:
-    return _ranged(Interval(value, *bounds).scaled(1 / _GIB), "GiB")
-
-
 def _price(price: Price) -> dict[str, Any]:
     return {
         "value": price.mid,
@@ -93,7 +89,7 @@ def _sources(found: Estimate) -> dict[str, str]:
     stack = f"operator by operator (analysis/cost/step.py), constants of the stack {found.setup.stack}"
     if calibration is not None and calibration.stack == found.setup.stack:
         stack += f" refitted to {calibration.num_runs} runs of {calibration.source}"
-    if found.setup.device.name == CPU_CORE:
+    if device.is_cpu_core:
         stack = "launch floor and matrix products of a core (analysis/cost/cpu_step.py)"
     hours = (
         "published runs, by N, D, GPU (analysis/cost/run_utilisation.py), since nothing was said of the layout"

@@ -6,7 +6,6 @@ from math import log2
 
 from analysis.cost.layout_space import LAYOUT_FIELDS
 from analysis.cost.layouts import search
-from analysis.cost.prices import CPU_CORE
 from analysis.cost.setup import Setup
 
 LAYOUT_RULE = "the fastest of all layouts that fit, by their predicted steps: see `scaling cost layouts`"
@@ -21,7 +20,7 @@ def choose_layout(setup: Setup, open_fields: Collection[str]) -> Setup:
     where nothing is possible, `setup` itself.
     """
     wanted = {name for name in LAYOUT_FIELDS if name in open_fields}
-    if setup.device.name == CPU_CORE:  # cores share their work by batch alone
+    if setup.device.is_cpu_core:  # cores share their work by batch alone
         wanted &= {"micro_batch_size", "recompute"}
     trials = _batches(setup, wanted) if "global_batch_size" in open_fields else [setup]
     for trial in trials:

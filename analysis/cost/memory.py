@@ -21,6 +21,7 @@ from typing import Literal
 
 from analysis.cost.counts import block_parameters, embedding_parameters
 from analysis.cost.devices import Device
+from analysis.cost.interval import Interval
 from analysis.cost.memory_stacks import StackMemory, stack_memory
 from analysis.cost.setup import Setup
 from scaling.activations import LayerSizes, layer_tensors, micro_batches_in_flight
@@ -64,10 +65,10 @@ class MemoryEstimate:
     device: float
     spread: tuple[float, float]
 
-    def interval(self, metric: Metric = "device") -> tuple[float, float]:
-        """(low, high) bytes between which 90 % of measured peaks are expected."""
-        value = getattr(self, metric)
-        return self.spread[0] * value, self.spread[1] * value
+    def interval(self, metric: Metric = "device") -> Interval:
+        """Bytes of one of the three sizes, with the bounds between which 90 % of measured peaks are expected."""
+        value, (low, high) = getattr(self, metric), self.spread
+        return Interval(value, low * value, high * value)
 
 
 def memory(setup: Setup) -> MemoryEstimate:
@@ -208,7 +209,7 @@ def _heaviest(setup: Setup, stack: StackMemory) -> Iterator[tuple[int, _Held]]:
 def _rank_tensors(setup: Setup, stack: StackMemory, held: _Held) -> dict[str, float]:
     """Bytes of every kind of tensor on one pipeline rank; the numbers add up to its peak."""
     plain, experts = _parameters(setup, held)
-    ranks = setup.sharding_size or setup.data_parallel_size * setup.context_parallel_size
+    ranks = setup.sharding_ranks
     # expert parallel ranks are data ranks that hold different experts
     expert_ranks = max(1.0, ranks / setup.expert_parallel_size)
     level = ("none", "zero1", "zero2", "zero3").index(setup.sharding)

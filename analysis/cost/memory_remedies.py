@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from analysis.cost.feasibility import is_possible
 from analysis.cost.memory import MemoryEstimate, fits, memory
 from analysis.cost.setup import Setup
 
@@ -60,8 +61,7 @@ def _changes(setup: Setup) -> Iterator[tuple[str, Setup]]:
         yield "flash_attention = true", replace(setup, flash_attention=True)
     if setup.tensor_parallel_size > 1 and not setup.sequence_parallel:
         yield "sequence_parallel = true", replace(setup, sequence_parallel=True)
-    ranks = setup.sharding_size or setup.data_parallel_size * setup.context_parallel_size
-    if ranks > 1:
+    if setup.sharding_ranks > 1:
         for sharding in _SHARDING[_SHARDING.index(setup.sharding) + 1 :]:
             yield f"sharding = {sharding}", replace(setup, sharding=sharding)
     micro = setup.micro_batch_size
@@ -84,16 +84,6 @@ def _more_gpus(setup: Setup) -> list[tuple[str, Setup]]:
 
 
 def _possible(setup: Setup) -> bool:
-    """Whether the sizes divide what they must; tensor ranks stay among GPUs that fast links join."""
-    arch = setup.model
-    layout = setup.tensor_parallel_size * setup.pipeline_parallel_size * setup.context_parallel_size
-    if setup.num_gpus % layout or setup.global_batch_size % (setup.data_parallel_size * setup.micro_batch_size):
-        return False
-    if arch.num_attention_heads % setup.tensor_parallel_size or setup.pipeline_parallel_size > arch.num_layers:
-        return False
-    if setup.tensor_parallel_size > max(setup.device.gpus_per_node, setup.device.scale_up_size):
-        return False
-    if setup.expert_parallel_size > 1:
-        experts = arch.num_experts > 0 and arch.num_experts % setup.expert_parallel_size == 0
-        return experts and setup.data_parallel_size * setup.context_parallel_size % setup.expert_parallel_size == 0
-    return setup.seq_length % (2 * setup.context_parallel_size) == 0 or setup.context_parallel_size == 1
+    """Whether it can be run, with tensor ranks among GPUs that fast links join."""
+    joined = max(setup.device.gpus_per_node, setup.device.scale_up_size)
+    return setup.tensor_parallel_size <= joined and is_possible(setup)

@@ -4,15 +4,15 @@ Notation: M = tokens of a micro-batch on one context rank, t tensor ranks. A mat
 
     max( 2 M N K / (rate x tiles x depth),  bytes moved / bandwidth ) + launch
 
-where tiles = 1 / (1 + wave_loss x (128 x 256 x multiprocessors) / (M N)) is the share of tile slots that are used when a
-product ends with a part-filled wave, and depth = K / (K + half_depth) the share of a tile's time that is not its start
-and end. The backward pass makes two products of each, for the input's gradient and for the weight's.
+where tiles = 1 / (1 + wave_loss x (128 x 256 x multiprocessors) / (M N)) is the share of tile slots that are used when
+a product ends with a part-filled wave, and depth = K / (K + half_depth) the share of a tile's time that is not its
+start and end. The backward pass makes two products of each, for the input's gradient and for the weight's.
 
 Attention is its own operator: 2 x heads x (qk + v channels) x keys FLOPs a token, at a rate of its own, backward 2.5
-times (flash attention computes the scores again; Dao et al. 2022, section 3.1). Where the stack writes scores to memory,
-reading and writing these costs more than the products. Everything else (norms, residuals, rotary positions, activation)
-is counted by the bytes it moves. Between tensor ranks a layer gathers and scatters [M, hidden] twice each way
-(Korthikanti et al. 2022, section 4.2.2); context ranks gather keys and values; expert ranks exchange tokens.
+times (flash attention computes the scores again; Dao et al. 2022, section 3.1). Where the stack writes scores to
+memory, reading and writing these costs more than the products. Everything else (norms, residuals, rotary positions,
+activation) is counted by the bytes it moves. Between tensor ranks a layer gathers and scatters [M, hidden] twice each
+way (Korthikanti et al. 2022, section 4.2.2); context ranks gather keys and values; expert ranks exchange tokens.
 """
 
 from collections.abc import Iterator
@@ -76,9 +76,7 @@ class Rates:
         moved = _BYTES * (m * k + k * n + m * n) / self.bandwidth
         return max(2.0 * m * n * k / (rate * tiles * depth), moved) + constants.kernel_seconds
 
-    def both_seconds(
-        self, m: float, n: float, k: float, rate: float, constants: Constants
-    ) -> tuple[float, float]:
+    def both_seconds(self, m: float, n: float, k: float, rate: float, constants: Constants) -> tuple[float, float]:
         """(forward, backward) of a linear layer [m, k] x [k, n]."""
         backward = self.matmul_seconds(m, k, n, rate, constants) + self.matmul_seconds(n, k, m, rate, constants)
         return self.matmul_seconds(m, n, k, rate, constants), backward
@@ -190,10 +188,8 @@ def _tensor_seconds(setup: Setup, constants: Constants) -> float:
     return 4.0 * gather_seconds(block, size, 1, setup.device, constants) * (1.0 - constants.tensor_overlap)
 
 
-def _context_seconds(
-    setup: Setup, constants: Constants, attention: tuple[float, float]
-) -> tuple[float, float]:
-    """(forward, backward) exposed seconds between context ranks: keys and values, and their gradients on the way back."""
+def _context_seconds(setup: Setup, constants: Constants, attention: tuple[float, float]) -> tuple[float, float]:
+    """(forward, backward) exposed seconds between context ranks: keys and values, and on the way back gradients."""
     size, model = setup.context_parallel_size, setup.model
     if size == 1:
         return 0.0, 0.0

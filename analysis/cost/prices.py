@@ -11,14 +11,11 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
 
-from analysis.cost.devices import find_device
+from analysis.cost.devices import CPU_CORE, find_device
 from analysis.cost.tables import read_table
 from scaling.errors import UserError
 
 _STALE_AFTER = timedelta(days=183)
-
-#: The row of prices.yaml for a core of a CPU; pass it to `price_for` for runs without a GPU.
-CPU_CORE = "CPU core"
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """Share of the GPUs' peak that a whole training run reaches when its layout is not known: learnt from published runs.
 
-    ln(6 N D / (GPU-seconds x peak)) = a + b ln(peak / A100's) + c ln(N / 1e10) + d ln(GPUs / 256) + e (years before 2023)
+    ln(6 N D / (GPU-seconds x peak)) =
+        a + b ln(peak / A100's) + c ln(N / 1e10) + d ln(GPUs / 256) + e (years before 2023)
 
 N is the number of active parameters (embeddings counted), D of tokens, the peak is dense bf16 whatever the precision.
-b < 0: faster GPUs wait longer for memory, network and host (nothing below an A100 is faster for it). c > 0: small models
-keep a GPU waiting. d < 0: so do many GPUs. e < 0, over at most one year: before fused attention was common. Experts,
-sequence length and fp8 do not help to predict runs of other families and are left out.
+b < 0: faster GPUs wait longer for memory, network and host (nothing below an A100 is faster for it). c > 0: small
+models keep a GPU waiting. d < 0: so do many GPUs. e < 0, over at most one year: before fused attention was common.
+Experts, sequence length and fp8 do not help to predict runs of other families and are left out.
 
 The fit is of least absolute deviations, each family weighing as the square root of its runs: a few families with bad
 clusters would pull a least-squares fit away from all others (median error of held-out families 18 %, against 23 %).
@@ -40,7 +41,7 @@ _TYPICAL_PARAMS = 1e10
 #: GPUs of a published run, for those that do not tell: this many for 1e23 FLOPs, growing with their power.
 _TYPICAL_GPUS, _GPUS_EXPONENT = 415, 0.54
 _FUSED_ATTENTION_YEAR = 2023.0
-#: ln of parameters over 1e10 and of GPUs over 256, as far as published runs go (135M to 405B; 8 to 16,384). Held beyond.
+#: ln of parameters over 1e10 and of GPUs over 256 as far as published runs go (135M to 405B; 8 to 16,384). Held beyond.
 _PARAMS_RANGE, _GPUS_RANGE = (-4.3, 3.7), (-3.5, 4.2)
 #: Rounds of the fit, the deviation below which all count alike, and a little pull of the coefficients towards 0.
 _ROUNDS, _CLOSE, _RIDGE = 60, 0.03, 0.1

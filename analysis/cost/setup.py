@@ -8,7 +8,7 @@ from analysis.cost.devices import Device
 
 Precision = Literal["fp32", "fp16", "bf16", "fp8", "mxfp8", "nvfp4"]
 Recompute = Literal["none", "selective", "full"]
-#: none: every data rank has everything; zero1: optimizer state divided; zero2: gradients too; zero3: weights too (FSDP).
+#: none: every data rank has everything; zero1 divides optimizer state, zero2 gradients too, zero3 weights too (FSDP).
 Sharding = Literal["none", "zero1", "zero2", "zero3"]
 Schedule = Literal["gpipe", "1f1b", "interleaved1f1b", "zbv", "dualpipev"]
 #: What the constants of the cost model are kept by; see stacks.yaml for what each means.
@@ -52,6 +52,11 @@ class Setup:
     def data_parallel_size(self) -> int:
         """Ranks that train different sequences with the same weights."""
         return self.num_gpus // (self.tensor_parallel_size * self.pipeline_parallel_size * self.context_parallel_size)
+
+    @property
+    def sharding_ranks(self) -> int:
+        """Ranks that share one copy of what is sharded."""
+        return self.sharding_size or self.data_parallel_size * self.context_parallel_size
 
     @property
     def num_micro_batches(self) -> int:

@@ -1,9 +1,9 @@
 """Seconds of one training step from the setup alone: layers, pipeline, communication, optimizer, host.
 
-A pipeline rank takes, for each of m micro-batches, the time of its layers (operators.py); the pipeline adds its bubble of
-(p - 1) / v such times (Narayanan et al. 2021, section 2.2; zero-bubble schedules fill most of it: Qi et al. 2024,
-arXiv:2401.10241), messages between stages, and what the last stage has to do beyond the mean. Gradients are scattered and
-weights gathered once a step (ZeRO-1) or with every micro-batch (FSDP), behind the work as far as it reaches. When
+A pipeline rank takes, for each of m micro-batches, the time of its layers (operators.py); the pipeline adds its bubble
+of (p - 1) / v such times (Narayanan et al. 2021, section 2.2; zero-bubble schedules fill most of it: Qi et al. 2024,
+arXiv:2401.10241), messages between stages, and what the last stage has to do beyond the mean. Gradients are scattered
+and weights gathered once a step (ZeRO-1) or with every micro-batch (FSDP), behind the work as far as it reaches. When
 launching a layer takes the host longer than the GPU needs for it, the host sets the pace.
 
 Where it does not apply: clusters that nobody tuned (measured times there are two to three times these), recurrent and
@@ -144,7 +144,7 @@ def _fetched_weights(setup: Setup, constants: Constants, moe: bool) -> tuple[flo
     block = block_parameters(setup.model, moe)
     held = (block.total - block.routed_experts) / setup.tensor_parallel_size
     held += block.routed_experts / setup.expert_parallel_size
-    size = setup.sharding_size or setup.data_parallel_size * setup.context_parallel_size
+    size = setup.sharding_ranks
 
     crosses = size * setup.tensor_parallel_size > setup.device.scale_up_size
     slower = constants.fetch_slowdown if crosses else 1.0
@@ -187,7 +187,7 @@ def _data_seconds(setup: Setup, constants: Constants, layers: list[tuple[_Layer,
     tensor = setup.tensor_parallel_size
     ends = setup.model.vocab_size * setup.model.hidden_size / tensor
     if setup.sharding in ("zero2", "zero3") and setup.stack.startswith("fsdp") or setup.sharding == "zero3":
-        size = setup.sharding_size or data
+        size = setup.sharding_ranks
         fetched = 2.0 * gather_seconds(_WEIGHT_BYTES * 2 * ends, size, tensor, setup.device, constants)
         copies = data // size
         if copies > 1:  # HSDP: the shards' gradients are summed over the copies
@@ -228,7 +228,7 @@ def _optimizer_seconds(setup: Setup, rates: Rates) -> float:
     dense, experts = _rank_parameters(setup)
     data = setup.data_parallel_size * setup.context_parallel_size
     if setup.sharding != "none":
-        dense /= setup.sharding_size or data
+        dense /= setup.sharding_ranks
         experts /= max(1, data * setup.tensor_parallel_size // setup.expert_parallel_size)
     return (dense + experts) * _OPTIMIZER_BYTES / rates.bandwidth
 

@@ -3,7 +3,7 @@ import json
 import pytest
 import yaml
 
-from analysis.cost.device_file import cpu_device, load_device, refuse_sparse_peak
+from analysis.cost.device_file import load_device, refuse_sparse_peak
 from analysis.cost.devices import find_device
 from scaling.errors import UserError
 
@@ -90,12 +90,3 @@ def test_a_peak_with_sparsity_is_refused(tmp_path, name, precision, tflops, dens
 def test_a_dense_peak_is_let_through():
     for name in ("H100", "A100", "B200", "Example X1"):
         refuse_sparse_peak(name, "bf16", (find_device(name) or find_device("H100")).bf16_flops)
-
-
-def test_a_core_of_this_machine():
-    core = cpu_device("CPU core")
-    assert core.name == "CPU core"
-    assert 1e8 < core.bf16_flops == core.peak_flops["fp32"] < 1e13
-    assert 1e8 < core.memory_bandwidth < 1e12
-    assert core.memory_bytes > 2**26 and core.gpus_per_node >= 1
-    assert core.tdp_watts == 0

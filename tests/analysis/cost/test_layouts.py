@@ -32,7 +32,7 @@ def everything(template):
             for variant in variants(sized, LAYOUT_FIELDS):
                 for share in (0, *(part / 8 for part in range(1, 9))):
                     trial = replace(variant, recompute="full", recompute_share=share) if share else variant
-                    if memory(trial).interval()[1] <= trial.device.memory_bytes:
+                    if memory(trial).interval().high <= trial.device.memory_bytes:
                         yield trial
 
 
@@ -49,7 +49,7 @@ def test_what_is_listed_fits_divides_and_is_sorted():
     for each in found.candidates:
         assert is_possible(each.setup)
         assert each.seconds == step_time(each.setup).total and each.memory == memory(each.setup)
-        assert each.memory.interval()[1] <= H100.memory_bytes
+        assert each.memory.interval().high <= H100.memory_bytes
         assert each.setup.num_gpus == 64 and each.setup.global_batch_size == 128
     seconds = [each.seconds for each in found.candidates]
     assert seconds == sorted(seconds)
@@ -70,7 +70,7 @@ def test_given_fields_stay():
 def test_without_recomputation_only_what_fits_so_is_listed():
     open_fields = [name for name in LAYOUT_FIELDS if name != "recompute"]
     for each in search(SETUP, open_fields, count=20).candidates:
-        assert each.setup.recompute == "none" and each.memory.interval()[1] <= H100.memory_bytes
+        assert each.setup.recompute == "none" and each.memory.interval().high <= H100.memory_bytes
 
 
 def test_as_few_whole_layers_are_recomputed_as_make_it_fit():
@@ -80,7 +80,7 @@ def test_as_few_whole_layers_are_recomputed_as_make_it_fit():
         layers = setup.recompute_share * setup.model.num_layers / setup.pipeline_parallel_size
         assert layers == pytest.approx(round(layers)) and layers >= 1
         less = replace(setup, recompute_share=setup.recompute_share * (layers - 2) / layers) if layers > 2 else setup
-        assert layers <= 2 or memory(less).interval()[1] > H100.memory_bytes
+        assert layers <= 2 or memory(less).interval().high > H100.memory_bytes
 
 
 def test_a_schedule_that_is_given_stays():
@@ -126,7 +126,7 @@ def test_what_fits_only_without_margin_is_said():
     )
     found = search(replace(tight, device=replace(H100, memory_bytes=1.1 * least)))
     assert found.candidates and not found.surely
-    assert found.candidates[0].memory.device <= 1.1 * least / 1.06 < needed.interval()[1]
+    assert found.candidates[0].memory.device <= 1.1 * least / 1.06 < needed.interval().high
 
 
 def test_when_nothing_fits_the_nearest_and_more_gpus_are_given():
@@ -136,7 +136,7 @@ def test_when_nothing_fits_the_nearest_and_more_gpus_are_given():
     others = [replace(each, recompute="full") for each in found.space.divisions]
     assert found.nearest.memory.device == min(memory(each).device for each in others) > H100.memory_bytes
     more = on_more_gpus(template)
-    assert more.setup.num_gpus > 4 and memory(more.setup).interval()[1] <= H100.memory_bytes
+    assert more.setup.num_gpus > 4 and memory(more.setup).interval().high <= H100.memory_bytes
     assert not search(replace(template, num_gpus=more.setup.num_gpus // 2)).candidates
 
 

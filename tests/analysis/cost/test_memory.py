@@ -31,8 +31,8 @@ def test_published_peaks_of_megatron_are_met_within_two_percent():
         estimate = memory(megatron_setup(model, sizes, seq_length))
         errors.append(estimate.allocated / GIB / measured - 1)
         reserved.append(estimate.reserved / GIB / held - 1)
-        low, high = estimate.interval("allocated")
-        assert low <= measured * GIB <= high
+        expected = estimate.interval("allocated")
+        assert expected.low <= measured * GIB <= expected.high
     assert sum(map(abs, errors)) / len(errors) < 0.01 and max(map(abs, errors)) < 0.02
     assert sum(map(abs, reserved)) / len(reserved) < 0.025, "what the allocator took"
 
@@ -48,8 +48,8 @@ def test_published_peaks_of_the_runs_before_bloom_and_which_ran_out_of_memory():
             continue
         false += refused
         errors.append(estimate.device / GIB / measured - 1)
-        low, high = estimate.interval()
-        inside += low <= measured * GIB <= high
+        expected = estimate.interval()
+        inside += expected.low <= measured * GIB <= expected.high
     assert sum(map(abs, errors)) / len(errors) < 0.15
     assert inside >= 0.85 * len(errors)
     assert found >= 3 and false <= 1, "of 6 that ran out of memory, and of 13 that did not"

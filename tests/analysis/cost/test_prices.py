@@ -5,8 +5,8 @@ import pytest
 import yaml
 
 import analysis.cost.prices
-from analysis.cost.devices import find_device
-from analysis.cost.prices import CPU_CORE, own_price, price_for
+from analysis.cost.devices import CPU_CORE, find_device
+from analysis.cost.prices import own_price, price_for
 from scaling.errors import UserError
 
 TABLE = yaml.safe_load(Path(analysis.cost.prices.__file__).with_name("prices.yaml").read_text())
