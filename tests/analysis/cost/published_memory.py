@@ -12,7 +12,7 @@ from analysis.cost.devices import Device
 from analysis.cost.setup import Setup
 
 B200 = Device("B200", 2.25e15, 8e12, "test", memory_bytes=180 * 2**30)
-A100 = Device("A100-80GB", 312e12, 2e12, "test", memory_bytes=80 * 2**30)
+A100 = Device("A100-80GB", 312e12, 2e12, "test", {"bf16": 312e12}, memory_bytes=80 * 2**30)
 
 
 def llama(layers: int, hidden: int, heads: int, inner: int, vocab: int = 128256, groups: int = 8) -> Architecture:
