@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import least_squares
 
-from analysis.cost.measured import NotExpressible, describe, measurements, read_rows
+from analysis.cost.measured import describe, measurements, read_rows
+from analysis.cost.measured_cells import NotExpressible
 from analysis.cost.setup import Setup
 from analysis.cost.stacks import Constants, constants_of, stack_names
 from analysis.cost.step import step_time

@@ -5,16 +5,28 @@ utilisation and memory of a row are read by `measurements` alone, which the pred
 """
 
 import csv
-from collections.abc import Mapping
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis.cost.architecture import Architecture
 from analysis.cost.choices import complete
 from analysis.cost.devices import Device, find_device
-from analysis.cost.models import find_model
+from analysis.cost.feasibility import precisions_of
+from analysis.cost.measured_cells import (
+    NotExpressible,
+    Row,
+    flag,
+    number,
+    precision,
+    recompute,
+    sharding,
+    text_of,
+    whole,
+)
+from analysis.cost.measured_model import model_of
 from analysis.cost.network import parse_network
-from analysis.cost.setup import Precision, Recompute, Setup, Sharding, Stack
+from analysis.cost.setup import Precision, Setup, Sharding, Stack
 from analysis.cost.stacks import stack_of
 from scaling.errors import UserError
 
@@ -23,10 +35,8 @@ PUBLISHED = Path(__file__).with_name("published_steps.csv")
 
 #: Columns without which a table says nothing.
 _NEEDED = ("model", "gpu", "n_gpus")
-#: GPT-2's vocabulary, padded to a multiple of 128 x 8: what Megatron trains with when nothing is said.
-_VOCABULARY = 51200
-
-Row = Mapping[str, str]
+#: How many GPUs there were, beside the name of one: "8x H100".
+_HOW_MANY = re.compile(r"^\s*\d+\s*x\s*(?=[a-z])|\bx\s*\d+\s*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -48,15 +58,26 @@ class Described:
     assumptions: tuple[str, ...]
 
 
-class NotExpressible(Exception):
-    """A row that the model cannot express; the message says why."""
+@dataclass(frozen=True)
+class _Layout:
+    """How a row divides the model over its GPUs; sequences of a batch as far as it says."""
+
+    num_gpus: int
+    tensor: int
+    pipeline: int
+    context: int
+    data: int
+    batch: int | None
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a table of measured runs. Raises UserError when it cannot be read or lacks the columns."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = [{name: (value or "").strip() for name, value in row.items() if name} for row in csv.DictReader(file)]
+            rows = [
+                {name.strip(): (value or "").strip() for name, value in row.items() if name}
+                for row in csv.DictReader(file)
+            ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as CSV ({error}): give a table of measured runs") from None
     if not rows:
@@ -67,101 +88,144 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def number(row: Row, name: str) -> float | None:
-    """A positive number of a row; None when it is empty or not one."""
-    try:
-        value = float(row.get(name) or "nan")
-    except ValueError:
-        return None
-    return value if 0 < value < float("inf") else None
-
-
-def whole(row: Row, name: str) -> int | None:
-    """A whole number of a row, at least 1; None when it is empty or not one."""
-    value = number(row, name)
-    return None if value is None or value != int(value) else int(value)
-
-
 def measurements(row: Row) -> Measured:
     """What was measured: seconds of a step (or from tokens/s of one GPU), peak memory and GPU-hours."""
     step = number(row, "step_time_s")
     speed = number(row, "tokens_per_s_per_gpu") or number(row, "derived_tokens_per_s_per_gpu")
-    length, gpus = number(row, "seq_len"), number(row, "n_gpus")
-    batch = number(row, "global_batch") or _batch_of_layout(row)
-    if step is None and speed and length and gpus and batch:
-        step = batch * length / (speed * gpus)
+    if step is None and speed:
+        try:
+            layout, length = _layout(row, []), whole(row, "seq_len")
+        except NotExpressible:
+            layout, length = None, None
+        if layout is not None and layout.batch and length:
+            step = layout.batch * length / (speed * layout.num_gpus)
     return Measured(step, number(row, "peak_mem_GiB"), _memory_metric(row), number(row, "gpu_hours"))
 
 
 def _memory_metric(row: Row) -> str:
-    text = (row.get("mem_metric") or "").lower()
-    if "nvidia-smi" in text or "gpu memory" in text or "device" in text:
-        return "device"
-    return "reserved" if "reserved" in text or "active" in text else "allocated"
+    text = text_of(row, "mem_metric")
+    for words, metric in (
+        (("nvidia-smi", "rocm-smi"), "device"),
+        (("reserved", "active"), "reserved"),
+        (("allocated",), "allocated"),
+        (("gpu memory", "device"), "device"),
+    ):
+        if any(word in text for word in words):
+            return metric
+    # torchtitan's log gives what the allocator has reserved
+    return "reserved" if "torchtitan" in text_of(row, "framework") else "allocated"
 
 
 def describe(row: Row) -> Described:
     """The setup of a row. Raises NotExpressible, which says what is missing or beyond the model."""
     assumed: list[str] = []
-    device = _device(row, assumed)
-    model = _model(row, assumed)
-    gpus, length = whole(row, "n_gpus"), whole(row, "seq_len")
-    if gpus is None:
-        raise NotExpressible("n_gpus is not given")
+    device = device_of(row, assumed)
+    model = model_of(row, assumed)
+    length = whole(row, "seq_len")
     if length is None:
         raise NotExpressible("seq_len is not given")
-    sizes = {name: whole(row, name) for name in ("tp", "pp", "cp", "ep", "vpp")}
-    if sizes["tp"] is None and sizes["pp"] is None and number(row, "dp") is None:
-        raise NotExpressible("the layout (tp, pp, dp) is not given")
-    tensor, pipeline, context = (sizes[name] or 1 for name in ("tp", "pp", "cp"))
-    if gpus % (tensor * pipeline * context):
-        raise NotExpressible(f"tp x pp x cp = {tensor} x {pipeline} x {context} does not divide n_gpus = {gpus}")
-    if pipeline > model.num_layers:
-        raise NotExpressible(f"pp = {pipeline} is more than the model's {model.num_layers} layers")
-    data = gpus // (tensor * pipeline * context)
-    batch = whole(row, "global_batch") or _batch_of_layout(row)
-    if batch is None:
+    layout = _layout(row, assumed)
+    if layout.pipeline > model.num_layers:
+        raise NotExpressible(f"pp = {layout.pipeline} is more than the model's {model.num_layers} layers")
+    micro_batch = _open_size(row, "micro_batch", assumed)
+    if layout.batch is None:
         raise NotExpressible("neither global_batch nor micro_batch with dp is given")
-    stack = _stack(row, assumed)
+    if layout.batch < layout.data * (micro_batch or 1):
+        raise NotExpressible(
+            f"global_batch = {layout.batch} is less than dp x micro_batch = {layout.data} x {micro_batch or 1}"
+        )
+    chunks = _chunks(row, model, layout, assumed)
+    kind, stack = _precision(row, device, assumed), _stack(row, assumed)
+    again, apart = recompute(row), flag(row, "seq_parallel")
+    if again is None and text_of(row, "recompute"):
+        assumed.append(f"recompute = {row['recompute']} does not say how much")
     setup = Setup(
         model=model,
         device=device,
-        num_gpus=gpus,
+        num_gpus=layout.num_gpus,
         seq_length=length,
-        global_batch_size=int(batch),
-        micro_batch_size=whole(row, "micro_batch") or 1,
-        tensor_parallel_size=tensor,
-        pipeline_parallel_size=pipeline,
-        virtual_pipeline_parallel_size=sizes["vpp"] or 1,
-        context_parallel_size=context,
-        expert_parallel_size=_expert_size(model, sizes["ep"], data * context * tensor),
-        sequence_parallel=_flag(row, "seq_parallel", stack != "megatron_2021"),
-        pipeline_schedule="interleaved1f1b" if (sizes["vpp"] or 1) > 1 else "1f1b",
-        sharding=_sharding(row, stack),
-        sharding_size=_node(device, data * context) if "hsdp" in (row.get("zero_or_fsdp") or "").lower() else None,
-        recompute=_recompute(row) or "none",
-        precision=_precision(row),
+        global_batch_size=layout.batch,
+        micro_batch_size=micro_batch or 1,
+        tensor_parallel_size=layout.tensor,
+        pipeline_parallel_size=layout.pipeline,
+        virtual_pipeline_parallel_size=chunks or 1,
+        context_parallel_size=layout.context,
+        expert_parallel_size=_expert_size(row, model, layout, assumed),
+        sequence_parallel=stack != "megatron_2021" if apart is None else apart,
+        pipeline_schedule="interleaved1f1b" if (chunks or 1) > 1 else "1f1b",
+        sharding=_sharding(row, stack, assumed),
+        sharding_size=_node(row, device, layout.data * layout.context),
+        recompute=again or "none",
+        precision=kind,
         flash_attention=stack != "megatron_2021",
         stack=stack,
     )
     open_fields = set()
-    if whole(row, "micro_batch") is None:
+    if micro_batch is None:
         open_fields.add("micro_batch_size")
-    if sizes["vpp"] is None and pipeline > 1 and stack == "megatron":
+    if chunks is None and layout.pipeline > 1 and stack == "megatron":
         open_fields.add("virtual_pipeline_parallel_size")
-    if _recompute(row) is None:
+    if again is None:
         open_fields.add("recompute")
     setup, choices = complete(setup, open_fields)
     return Described(setup, (*assumed, *choices))
 
 
-def _batch_of_layout(row: Row) -> float | None:
-    micro, data = number(row, "micro_batch"), number(row, "dp")
-    return micro * data if micro and data else None
+def _layout(row: Row, assumed: list[str]) -> _Layout:
+    """Ranks of each kind. One of n_gpus, tp, pp and dp may be missing where the others give it."""
+    gpus, stated = whole(row, "n_gpus"), whole(row, "dp")
+    tensor, pipeline, context = (whole(row, name) for name in ("tp", "pp", "cp"))
+    if tensor is None and pipeline is None and stated is None and gpus != 1:
+        if not text_of(row, "zero_or_fsdp"):
+            raise NotExpressible("the layout (tp, pp, dp) is not given")
+        assumed.append("tp = pp = 1, since only a sharding is given")
+    replica = (tensor or 1) * (pipeline or 1) * (context or 1)
+    if gpus is None:
+        if stated is None:
+            raise NotExpressible("n_gpus is not given")
+        gpus = replica * stated
+        assumed.append(f"n_gpus = {gpus}, the product of tp, pp, cp and dp")
+    if gpus % replica:
+        raise NotExpressible(
+            f"tp x pp x cp = {tensor or 1} x {pipeline or 1} x {context or 1} does not divide n_gpus = {gpus}"
+        )
+    data = gpus // replica
+    if stated is not None and stated != data:
+        if tensor is None or pipeline is None:
+            raise NotExpressible(f"dp = {stated} leaves {data / stated:g} GPUs of each rank to a tp or pp not given")
+        assumed.append(f"dp = {stated} does not make up n_gpus = {gpus} with tp, pp and cp: taken as {data}")
+    batch = whole(row, "global_batch")
+    if batch is None and (micro_batch := number(row, "micro_batch")):
+        batch = int(micro_batch * data)
+        assumed.append(f"global_batch = {batch}, one micro-batch of each data rank")
+    return _Layout(gpus, tensor or 1, pipeline or 1, context or 1, data, batch)
 
 
-def _device(row: Row, assumed: list[str]) -> Device:
-    device = find_device(row["gpu"])
+def _open_size(row: Row, name: str, assumed: list[str]) -> int | None:
+    """A size that may be left open, as it is where the cell holds several."""
+    try:
+        return whole(row, name)
+    except NotExpressible as reason:
+        assumed.append(f"{reason}: taken as not given")
+        return None
+
+
+def _chunks(row: Row, model: Architecture, layout: _Layout, assumed: list[str]) -> int | None:
+    """Virtual stages of a pipeline rank; embedding, loss and multi-token prediction may be stages of their own."""
+    chunks = _open_size(row, "vpp", assumed)
+    if chunks is None or layout.pipeline == 1:
+        return chunks
+    most = (model.num_layers + model.mtp_num_layers + 2) // layout.pipeline
+    if chunks > most:
+        raise NotExpressible(
+            f"vpp = {chunks}: {layout.pipeline} x {chunks} stages are more than the model's {model.num_layers} layers"
+        )
+    return chunks
+
+
+def device_of(row: Row, assumed: list[str]) -> Device:
+    """The GPU of a row, with the network that its name mentions. Raises NotExpressible where it is not known."""
+    device = find_device(_HOW_MANY.sub("", row["gpu"]))
     if device is None:
         raise NotExpressible(f"gpu = {row['gpu'] or 'nothing'}: not in the table of devices")
     if device.note:
@@ -170,34 +234,17 @@ def _device(row: Row, assumed: list[str]) -> Device:
     return device if network is None else replace(device, scale_out_bandwidth=network)
 
 
-def _model(row: Row, assumed: list[str]) -> Architecture:
-    """From the columns of a dense model; by name where these are empty or the model has experts."""
-    layers, hidden, heads = (whole(row, name) for name in ("layers", "hidden", "heads"))
-    total, active = number(row, "params_total_B"), number(row, "params_active_B")
-    experts = (whole(row, "ep") or 1) > 1 or bool(total and active and active < 0.95 * total)
-    if not experts and layers and hidden and heads:
-        vocabulary = whole(row, "vocab")
-        if vocabulary is None:
-            assumed.append(f"vocabulary taken as {_VOCABULARY}")
-        gated = _flag(row, "gated", False)
-        return Architecture(
-            name=row["model"],
-            num_layers=layers,
-            hidden_size=hidden,
-            num_attention_heads=heads,
-            num_query_groups=whole(row, "kv_heads") or heads,
-            kv_channels=hidden // heads,
-            ffn_hidden_size=whole(row, "ffn") or 4 * hidden,
-            vocab_size=vocabulary or _VOCABULARY,
-            gated=gated,
-            tie_word_embeddings=not gated,
-        )
-    try:
-        return find_model(row["model"])
-    except UserError as error:
-        missing = [name for name in ("layers", "hidden", "heads") if whole(row, name) is None]
-        reason = f"{', '.join(missing)} not given" if missing else "experts, whose sizes are not given"
-        raise NotExpressible(f"{reason}; {error}") from None
+def _precision(row: Row, device: Device, assumed: list[str]) -> Precision:
+    allowed = precisions_of(device)
+    found = precision(row)
+    if found is None:
+        assumed.append(f"precision taken as {allowed[0]}")
+        return allowed[0]
+    if found not in allowed:
+        raise NotExpressible(f"precision = {row['precision']}: {device.name} has no products in {found}")
+    if " or " in text_of(row, "precision"):
+        assumed.append(f"precision = {row['precision']} is read as {found}")
+    return found
 
 
 def _stack(row: Row, assumed: list[str]) -> Stack:
@@ -205,58 +252,32 @@ def _stack(row: Row, assumed: list[str]) -> Stack:
     stack = stack_of(framework)
     if stack is None:
         divided = any((whole(row, name) or 1) > 1 for name in ("tp", "pp", "cp", "ep"))
-        stack = "megatron" if divided or _precision(row) not in ("bf16", "fp16", "fp32") else "fsdp_eager"
+        stack = "megatron" if divided or precision(row) not in (None, "bf16", "fp16", "fp32") else "fsdp_eager"
         assumed.append(f"software {framework or 'not given'}: taken for the stack {stack}, by its layout")
     return stack
 
 
-def _expert_size(model: Architecture, stated: int | None, ranks: int) -> int:
-    """Expert parallel ranks that the model and the layout allow."""
-    size = (stated or 1) if model.is_moe else 1
+def _expert_size(row: Row, model: Architecture, layout: _Layout, assumed: list[str]) -> int:
+    """Expert parallel ranks that the model and the layout allow: at most those stated."""
+    stated = whole(row, "ep") or 1
+    size, ranks = stated if model.is_moe else 1, layout.data * layout.context * layout.tensor
     while size > 1 and (model.num_experts % size or ranks % size):
         size //= 2
+    if size != stated:
+        assumed.append(f"ep = {stated} does not divide experts and ranks: taken as {size}")
     return size
 
 
-def _flag(row: Row, name: str, default: bool) -> bool:
-    return {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}.get(
-        (row.get(name) or "").lower(), default
-    )
+def _sharding(row: Row, stack: Stack, assumed: list[str]) -> Sharding:
+    found = sharding(row)
+    if found is None:
+        found = {"megatron": "zero1", "megatron_2021": "none"}.get(stack, "zero3")  # type: ignore[assignment]
+        assumed.append(f"sharding taken as {found}, as {stack} does")
+    return found
 
 
-def _sharding(row: Row, stack: Stack) -> Sharding:
-    text = (row.get("zero_or_fsdp") or "").lower()
-    for words, sharding in (
-        (("zero3", "zero-3", "full_shard"), "zero3"),
-        (("zero2", "zero-2", "shard_grad_op"), "zero2"),
-        (("zero1", "zero-1", "distributed"), "zero1"),
-        (("fsdp", "hsdp"), "zero3"),
-    ):
-        if any(word in text for word in words):
-            return sharding  # type: ignore[return-value]
-    if text in ("none", "ddp", "zero0"):
-        return "none"
-    return {"megatron": "zero1", "megatron_2021": "none"}.get(stack, "zero3")  # type: ignore[return-value]
-
-
-def _node(device: Device, ranks: int) -> int | None:
+def _node(row: Row, device: Device, ranks: int) -> int | None:
     """Ranks that share one copy of the weights under HSDP: a node's, where these divide all ranks."""
-    return device.gpus_per_node if ranks % device.gpus_per_node == 0 else None
-
-
-def _recompute(row: Row) -> Recompute | None:
-    """None when the row does not say."""
-    text = (row.get("recompute") or "").lower()
-    if not text:
-        return None
-    if text.startswith(("none", "no", "false")):
-        return "none"
-    return "selective" if "select" in text or "op" in text else "full"
-
-
-def _precision(row: Row) -> Precision:
-    text = (row.get("precision") or "").lower()
-    for words, precision in (("nvfp4", "nvfp4"), ("mxfp8", "mxfp8"), ("fp8", "fp8"), ("bf16", "bf16"), ("fp16", "fp16")):
-        if words in text:
-            return precision  # type: ignore[return-value]
-    return "fp32" if "32" in text else "bf16"
+    text = text_of(row, "zero_or_fsdp")
+    divided = ("hsdp" in text or "hybrid_shard" in text) and ranks % device.gpus_per_node == 0
+    return device.gpus_per_node if divided else None

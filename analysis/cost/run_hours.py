@@ -1,11 +1,13 @@
 """GPU-hours of a whole measured run from what its row says was set, and by a constant utilisation."""
 
+import re
+
 from analysis.cost.calibration import Calibration, step_interval
 from analysis.cost.counts import parameters
-from analysis.cost.devices import find_device
 from analysis.cost.goodput import goodput
 from analysis.cost.interval import Interval, product, quotient
-from analysis.cost.measured import NotExpressible, Row, describe, number, whole
+from analysis.cost.measured import describe, device_of
+from analysis.cost.measured_cells import NotExpressible, Row, number
 from analysis.cost.models import find_model
 from analysis.cost.run_utilisation import RunFacts, run_gpu_hours
 from scaling.errors import UserError
@@ -32,9 +34,7 @@ def baseline_hours(row: Row, utilisation: float) -> float:
 
 
 def _facts(row: Row) -> RunFacts:
-    device = find_device(row["gpu"])
-    if device is None:
-        raise NotExpressible(f"gpu = {row['gpu'] or 'nothing'}: not in the table of devices")
+    device, gpus = device_of(row, []), number(row, "n_gpus")
     tokens = number(row, "tokens_T")
     if tokens is None:
         raise NotExpressible("tokens_T is not given")
@@ -51,7 +51,7 @@ def _facts(row: Row) -> RunFacts:
         params=1e9 * total,
         tokens=1e12 * tokens,
         device=device,
-        num_gpus=whole(row, "n_gpus"),
+        num_gpus=None if gpus is None else max(1, round(gpus)),
         active_params=None if active is None or active > total else 1e9 * active,
         year=_year(row.get("date") or ""),
     )
@@ -68,8 +68,7 @@ def _known_active(name: str, total: float) -> float | None:
 
 def _year(text: str) -> float | None:
     """Decimal year of "2023-04-01", "2023-04" or "2023"."""
-    parts = text.split("/")[0].split("-")
-    try:
-        return int(parts[0]) + (int(parts[1]) - 0.5) / 12 if len(parts) > 1 else int(parts[0]) + 0.5
-    except ValueError:
+    found = re.match(r"(20\d\d)(?:-(\d\d?))?", text)
+    if found is None:
         return None
+    return int(found[1]) + (0.5 if found[2] is None else (int(found[2]) - 0.5) / 12)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from analysis.cost.architecture import architecture_of
 from analysis.cost.devices import Device, find_device
-from analysis.cost.measured import NotExpressible, describe, measurements, read_rows
+from analysis.cost.measured import describe, measurements, read_rows
+from analysis.cost.measured_cells import NotExpressible
 from analysis.cost.setup import Setup
 from scaling.config import RunConfig
 from scaling.errors import UserError
@@ -45,7 +46,8 @@ def _of_sweep(directory: Path) -> tuple[Runs, list[dict[str, str]]]:
             continue
         device = find_device(record.speed.device)
         if device is None:
-            refused.append({"id": record.run_id, "reason": f"device {record.speed.device}: not in the table of devices"})
+            reason = f"device {record.speed.device}: not in the table of devices"
+            refused.append({"id": record.run_id, "reason": reason})
             continue
         runs.append((setup_of_run(record.config, device), record.speed.seconds / record.config.train_steps))
     return runs, refused

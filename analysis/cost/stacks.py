@@ -10,6 +10,10 @@ from analysis.cost.tables import read_table
 
 #: Words of a framework's name, and the stack that it is; the first that fits counts.
 _FRAMEWORKS: tuple[tuple[str, Stack], ...] = (
+    ("no compile", "fsdp_eager"),
+    ("without compile", "fsdp_eager"),
+    ("no torch.compile", "fsdp_eager"),
+    ("eager", "fsdp_eager"),
     ("megatron-lm 2021", "megatron_2021"),
     ("megatron-lm 2022", "megatron_2021"),
     ("megatron-lm ptd", "megatron_2021"),

@@ -13,7 +13,8 @@ from typing import Any
 from analysis.cost.calibration import Calibration, step_interval
 from analysis.cost.counts import flops_per_token
 from analysis.cost.interval import Interval
-from analysis.cost.measured import Measured, NotExpressible, Row, describe, measurements
+from analysis.cost.measured import Measured, describe, measurements
+from analysis.cost.measured_cells import NotExpressible, Row
 from analysis.cost.memory import memory
 from analysis.cost.run_hours import baseline_hours, predicted_hours
 from analysis.cost.setup import Setup
@@ -109,17 +110,13 @@ def _step_and_memory(
 
 def _memory_gib(setup: Setup, measured: Measured) -> Interval:
     """The estimate of what was measured: tensors, the allocator's share, or all that the device shows."""
-    estimate = memory(setup)
-    gib = getattr(estimate, measured.memory_metric) / 2**30
-    return Interval(gib, gib * estimate.spread[0], gib * estimate.spread[1])
+    return memory(setup).interval(measured.memory_metric).scaled(1 / 2**30)
 
 
 def baseline_seconds(setup: Setup, utilisation: float = BASELINE_UTILISATION) -> float:
     """Seconds of a step at one utilisation of the dense peak."""
-    key = {"mxfp8": "fp8", "nvfp4": "fp4"}.get(setup.precision, setup.precision)
-    peak = setup.device.peak_flops.get(key, setup.device.bf16_flops)
     flops = flops_per_token(setup.model, setup.seq_length, "causal") * setup.tokens_per_step
-    return flops / (utilisation * peak * setup.num_gpus)
+    return flops / (utilisation * setup.device.dense_peak(setup.precision) * setup.num_gpus)
 
 
 def _scores(comparisons: Sequence[Comparison]) -> dict[str, dict[str, float] | None]:

@@ -101,3 +101,18 @@ def test_an_unknown_gpu_gets_the_nearest_names():
 
 def test_every_peak_has_a_source():
     assert "NVIDIA H100 datasheet" in find_device("H100").source
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("NVIDIA H200-SXM-141GB-CTS", "H200 SXM 141GB"),
+        ("AMD Instinct MI300X 192GB HBM3", "MI300X"),
+        ("AMD Instinct MI325X 256GB HBM3e", "MI325X"),
+        ("A100-SXM4-80G", "A100 SXM 80GB"),
+        ("NVIDIA A10G", "A10G"),
+        ("NVIDIA Blackwell GPU (GB200)", "GB200 NVL72"),
+    ],
+)
+def test_names_of_benchmark_submissions(written, name):
+    assert find_device(written).name == name

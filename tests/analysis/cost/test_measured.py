@@ -3,7 +3,8 @@
 import pytest
 from measured_rows import row
 
-from analysis.cost.measured import NotExpressible, describe, measurements, read_rows
+from analysis.cost.measured import describe, measurements, read_rows
+from analysis.cost.measured_cells import NotExpressible
 from scaling.errors import UserError
 
 
@@ -16,9 +17,57 @@ def test_a_full_row_is_read_as_written_and_nothing_is_assumed():
     assert found.assumptions == ()
 
 
-def test_the_prediction_never_sees_what_was_measured():
-    slow = row(step_time_s="1000", tokens_per_s_per_gpu="1", mfu_reported="0.01", peak_mem_GiB="1", tflops_per_gpu_reported="9")
-    assert describe(slow).setup == describe(row()).setup
+@pytest.mark.parametrize("open_cells", [{}, {"micro_batch": "", "vpp": "", "recompute": "", "precision": "", "gated": ""}])
+def test_the_prediction_never_sees_what_was_measured(open_cells):
+    names = (
+        "step_time_s tokens_per_s_per_gpu tflops_per_gpu_reported mfu_reported hfu_reported gpu_hours peak_mem_GiB mem_metric "
+        "train_flops_reported usd_reported energy_reported derived_tokens_per_s_per_gpu derived_mfu_causal_bf16peak"
+    )
+    slow = row(**open_cells, **{name: "1000" for name in names.split()})
+    assert describe(slow) == describe(row(**open_cells))
+
+
+def test_ranks_that_are_missing_follow_from_the_others_and_are_said():
+    found = describe(row(n_gpus="", zero_or_fsdp="zero1", vpp="1"))
+    assert found.setup.num_gpus == 64 and found.assumptions == ("n_gpus = 64, the product of tp, pp, cp and dp",)
+    alone = describe(row(n_gpus="1", tp="", pp="", dp="", micro_batch="4", global_batch="4"))
+    assert alone.setup.data_parallel_size == 1
+    fsdp = describe(row(tp="", pp="", dp="", zero_or_fsdp="FSDP", framework="torchtitan"))
+    assert fsdp.setup.data_parallel_size == 64 and "only a sharding" in fsdp.assumptions[0]
+    other = describe(row(dp="3"))
+    assert other.setup.data_parallel_size == 8 and any("dp = 3" in words for words in other.assumptions)
+
+
+def test_a_missing_batch_is_one_micro_batch_of_each_data_rank_and_is_said():
+    found = describe(row(global_batch="", micro_batch="2", dp=""))
+    assert found.setup.global_batch_size == 16 and any("global_batch = 16" in words for words in found.assumptions)
+    assert measurements(row(global_batch="", micro_batch="2", dp="", step_time_s="", tokens_per_s_per_gpu="1024")) == (
+        measurements(row(step_time_s="1"))
+    )
+
+
+def test_a_range_of_micro_batches_is_open_and_said():
+    found = describe(row(micro_batch="1-2"))
+    assert any("micro_batch = 1-2" in words for words in found.assumptions)
+
+
+@pytest.mark.parametrize("name", ["8xH100 SXM", "8 x H100 80GB HBM3", "H100 SXM x8"])
+def test_how_many_gpus_there_were_is_not_part_of_their_name(name):
+    assert describe(row(gpu=name)).setup.device.name == "H100 SXM 80GB"
+
+
+@pytest.mark.parametrize(
+    ("framework", "metric", "expected"),
+    [
+        ("torchtitan", "", "reserved"),
+        ("Megatron-Core", "", "allocated"),
+        ("nanotron", "torch.cuda.max_memory_reserved", "reserved"),
+        ("mine", "max_memory_allocated on the device", "allocated"),
+        ("mine", "peak GPU memory", "device"),
+    ],
+)
+def test_which_memory_was_read(framework, metric, expected):
+    assert measurements(row(framework=framework, mem_metric=metric)).memory_metric == expected
 
 
 def test_what_is_open_is_chosen_and_said():
@@ -39,12 +88,18 @@ def test_no_recomputation_that_cannot_fit_is_taken_as_full():
     [
         ({"gpu": "TPU-v5p"}, "TPU-v5p"),
         ({"seq_len": ""}, "seq_len"),
-        ({"n_gpus": ""}, "n_gpus"),
+        ({"n_gpus": "", "dp": ""}, "n_gpus"),
         ({"tp": "", "pp": "", "dp": ""}, "layout"),
         ({"tp": "3"}, "does not divide"),
         ({"global_batch": "", "micro_batch": ""}, "global_batch"),
         ({"layers": "", "model": "my secret model"}, "my secret model"),
         ({"pp": "64", "tp": "1", "dp": "1"}, "32 layers"),
+        ({"tp": "two"}, "tp = two"),
+        ({"seq_len": "4k"}, "seq_len = 4k"),
+        ({"precision": "fp8"}, "no products in fp8"),
+        ({"vpp": "12"}, "vpp = 12"),
+        ({"global_batch": "4"}, "less than dp x micro_batch"),
+        ({"tp": "", "pp": ""}, "dp = 8 leaves 8 GPUs"),
     ],
 )
 def test_rows_that_cannot_be_expressed_say_why(changes, reason):

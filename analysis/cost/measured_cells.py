@@ -1,0 +1,123 @@
+"""Cells of a table of measured runs as people write them: sizes, flags, precision, recomputation, sharding.
+
+A cell that says nothing gives None; one that says what cannot be read is never taken for nothing.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+
+from analysis.cost.setup import Precision, Recompute, Sharding
+
+Row = Mapping[str, str]
+
+#: What people write where nothing is known.
+_NOTHING = frozenset({"", "-", "--", "?", "nan", "none", "null", "na", "n/a", "unknown", "not given", "not stated"})
+_THOUSANDS = re.compile(r"\d{1,3}([, \u00a0]\d{3})+(\.\d+)?")
+#: Sizes above this are of no run; they would only overflow.
+_LARGEST = 10**9
+#: Axes of a layout, which some tables give as 0 where they are not used.
+_AXES = ("tp", "pp", "vpp", "dp", "cp", "ep")
+
+_YES = frozenset({"true", "t", "yes", "y", "on", "1", "1.0", "swiglu", "geglu", "glu"})
+_NO = frozenset({"false", "f", "no", "n", "off", "0", "0.0", "none", "gelu", "relu", "plain"})
+
+#: Signs of a precision within a cell, narrowest first: a run that names two multiplies in the narrower.
+_PRECISIONS: tuple[tuple[Precision, str], ...] = (
+    ("nvfp4", r"fp4"),
+    ("mxfp8", r"mx[-_ ]?fp8|fp8[-_ ]?mx"),
+    ("fp8", r"fp8|float8|f8|e4m3|e5m2|delayed|rowwise|tensorwise"),
+    ("bf16", r"bf16|bfloat16"),
+    ("fp16", r"fp16|float16|half|^16"),
+    ("fp32", r"fp32|float32|tf32|^32"),
+)
+_NO_RECOMPUTE = frozenset({"none", "no", "false", "0", "0.0", "off", "n", "disabled"})
+#: Parts of a layer that Megatron's selective recomputation names, and torch's policy by operator.
+_PARTS = frozenset({"op", "ops", "sac", "core", "attn", "attention", "mlp", "moe", "layernorm", "modules"})
+_FULL = frozenset({"full", "block", "uniform", "true", "yes", "1", "1.0", "on", "y", "all", "every", "checkpointing"})
+
+
+class NotExpressible(Exception):
+    """A row that the model cannot express; the message says why."""
+
+
+def text_of(row: Row, name: str) -> str:
+    """A cell in lower case; empty where it says nothing."""
+    text = (row.get(name) or "").strip().lower()
+    return "" if text in _NOTHING else text
+
+
+def number(row: Row, name: str) -> float | None:
+    """A positive number, such as 1024, 1,024 or 1.02e3; None when the cell is empty or none."""
+    text = text_of(row, name)
+    if _THOUSANDS.fullmatch(text):
+        text = re.sub(r"[, \u00a0]", "", text)
+    try:
+        value = float(text or "nan")
+    except ValueError:
+        return None
+    return value if 0 < value < math.inf else None
+
+
+def whole(row: Row, name: str) -> int | None:
+    """A whole number, at least 1; None when the cell is empty. Raises NotExpressible for anything else."""
+    text = text_of(row, name)
+    if not text or name in _AXES and text in ("0", "0.0"):
+        return None
+    value = number(row, name)
+    if value is None or value != int(value) or value > _LARGEST:
+        raise NotExpressible(f"{name} = {row[name]}: is not a whole number from 1 to {_LARGEST:.0e}")
+    return int(value)
+
+
+def flag(row: Row, name: str) -> bool | None:
+    """Yes or no; None when the cell is empty. Raises NotExpressible for anything else."""
+    text = (row.get(name) or "").strip().lower()
+    if text in _YES or text in _NO:
+        return text in _YES
+    if text in _NOTHING:
+        return None
+    raise NotExpressible(f"{name} = {row[name]}: is neither true nor false")
+
+
+def precision(row: Row) -> Precision | None:
+    """The narrowest that the cell names; None when it is empty. Raises NotExpressible for none that is known."""
+    text = text_of(row, "precision")
+    if not text or text in ("mixed", "amp"):
+        return None
+    for found, pattern in _PRECISIONS:
+        if re.search(pattern, text):
+            return found
+    raise NotExpressible(f"precision = {row['precision']}: is none of {', '.join(name for name, _ in _PRECISIONS)}")
+
+
+def recompute(row: Row) -> Recompute | None:
+    """None when the cell is empty, or does not say how much."""
+    text = (row.get("recompute") or "").strip().lower()
+    words = re.findall(r"[a-z]+|[0-9.]+", text)
+    if not words or text in _NOTHING - _NO_RECOMPUTE:
+        return None
+    if words[0] in _NO_RECOMPUTE:
+        return "none"
+    if any(word.startswith("select") for word in words):
+        return "selective"
+    if _FULL & set(words):
+        return "full"
+    return "selective" if _PARTS & set(words) else None
+
+
+def sharding(row: Row) -> Sharding | None:
+    """None when the cell is empty or names no kind."""
+    text = (row.get("zero_or_fsdp") or "").strip().lower()
+    stage = re.search(r"zero\W*(?:stage\W*)?([0-3])", text) or re.fullmatch(r"(?:stage\W*)?([0-3])(?:\.0)?", text)
+    if stage:
+        return ("none", "zero1", "zero2", "zero3")[int(stage[1])]  # type: ignore[return-value]
+    for pattern, found in (
+        (r"shard_grad_op", "zero2"),
+        (r"no_shard|ddp|data.parallel$|^none|^no$|^false$", "none"),
+        (r"dist\w*[-_ ]opt", "zero1"),
+        (r"full_shard|fsdp|hsdp|hybrid_shard", "zero3"),
+    ):
+        if re.search(pattern, text):
+            return found  # type: ignore[return-value]
+    return None
