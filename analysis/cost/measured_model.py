@@ -1,6 +1,7 @@
 """The model of a row of a table of measured runs: from its columns, and where these say nothing from its name."""
 
 from dataclasses import replace
+from functools import cache
 
 from analysis.cost.architecture import Architecture
 from analysis.cost.counts import parameters
@@ -42,6 +43,7 @@ def model_of(row: Row, assumed: list[str]) -> Architecture:
     return _dense(row, layers, hidden, heads, known, assumed)
 
 
+@cache
 def _known(name: str, layers: int | None) -> tuple[Architecture | None, str]:
     """The model of that name, cut to the row's layers where it has more of them; else why there is none."""
     try:

@@ -47,14 +47,17 @@ def _facts(row: Row) -> RunFacts:
         total, active = count.total / 1e9, count.active / 1e9
     if active is None:
         active = _known_active(row["model"], total)
-    return RunFacts(
-        params=1e9 * total,
-        tokens=1e12 * tokens,
-        device=device,
-        num_gpus=None if gpus is None else max(1, round(gpus)),
-        active_params=None if active is None or active > total else 1e9 * active,
-        year=_year(row.get("date") or ""),
-    )
+    try:
+        return RunFacts(
+            params=1e9 * total,
+            tokens=1e12 * tokens,
+            device=device,
+            num_gpus=None if gpus is None else max(1, round(gpus)),
+            active_params=None if active is None or active > total else 1e9 * active,
+            year=_year(row.get("date") or ""),
+        )
+    except UserError as error:
+        raise NotExpressible(str(error)) from None
 
 
 def _known_active(name: str, total: float) -> float | None:

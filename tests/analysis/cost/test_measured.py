@@ -17,11 +17,11 @@ def test_a_full_row_is_read_as_written_and_nothing_is_assumed():
     assert found.assumptions == ()
 
 
-@pytest.mark.parametrize("open_cells", [{}, {"micro_batch": "", "vpp": "", "recompute": "", "precision": "", "gated": ""}])
+@pytest.mark.parametrize("open_cells", [{}, dict.fromkeys(("micro_batch", "vpp", "recompute", "precision", "gated"), "")])
 def test_the_prediction_never_sees_what_was_measured(open_cells):
     names = (
-        "step_time_s tokens_per_s_per_gpu tflops_per_gpu_reported mfu_reported hfu_reported gpu_hours peak_mem_GiB mem_metric "
-        "train_flops_reported usd_reported energy_reported derived_tokens_per_s_per_gpu derived_mfu_causal_bf16peak"
+        "step_time_s tokens_per_s_per_gpu tflops_per_gpu_reported mfu_reported hfu_reported gpu_hours peak_mem_GiB "
+        "mem_metric train_flops_reported usd_reported energy_reported derived_tokens_per_s_per_gpu derived_mfu_causal_bf16peak"
     )
     slow = row(**open_cells, **{name: "1000" for name in names.split()})
     assert describe(slow) == describe(row(**open_cells))
@@ -79,7 +79,7 @@ def test_what_is_open_is_chosen_and_said():
 
 def test_no_recomputation_that_cannot_fit_is_taken_as_full():
     found = describe(row(tp="1", pp="1", dp="64", micro_batch="32", global_batch="2048", zero_or_fsdp="zero3"))
-    assert found.setup.recompute == "full"
+    assert found.setup.recompute_granularity == "full"
     assert any("cannot fit" in words for words in found.assumptions)
 
 
@@ -108,7 +108,8 @@ def test_rows_that_cannot_be_expressed_say_why(changes, reason):
 
 
 def test_models_with_experts_come_from_the_presets_also_when_cut():
-    found = describe(row(model="deepseekv3-L4", layers="4", hidden="", heads="", ep="8", tp="1", pp="1", gpu="B200-SXM", n_gpus="8"))
+    cut = {"model": "deepseekv3-L4", "layers": "4", "hidden": "", "heads": ""}
+    found = describe(row(**cut, ep="8", tp="1", pp="1", gpu="B200-SXM", n_gpus="8"))
     assert found.setup.model.num_experts == 256 and found.setup.model.num_layers == 4
     assert found.setup.expert_parallel_size == 8
 

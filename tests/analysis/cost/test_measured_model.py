@@ -31,7 +31,8 @@ def test_a_cut_model_keeps_the_rows_layers():
 
 
 def test_the_stated_size_decides_what_the_columns_leave_open():
-    open_row = row(model="mine", gated="", layers="16", hidden="2048", heads="16", kv_heads="", ffn="8192", vocab="131072")
+    sizes = {"layers": "16", "hidden": "2048", "heads": "16", "ffn": "8192", "vocab": "131072"}
+    open_row = row(model="mine", gated="", kv_heads="", **sizes)
     plain, assumed = model_of(open_row, []), []
     gated = model_of(open_row | {"params_total_B": "1.61"}, assumed)
     assert not plain.gated and gated.gated and not gated.tie_word_embeddings

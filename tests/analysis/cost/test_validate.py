@@ -32,11 +32,24 @@ def test_memory_is_compared_with_what_was_read():
 
 
 def test_gpu_hours_come_from_the_layout_or_from_published_runs():
-    facts = {"model": "Llama 2 7B", "params_total_B": "6.738", "tokens_T": "2", "gpu": "A100-80GB", "gpu_hours": "184320"}
+    facts = {"model": "Llama 2 7B", "params_total_B": "6.738", "tokens_T": "2"}
+    facts |= {"gpu": "A100-80GB", "gpu_hours": "184320"}
     bare = {**facts, "id": "b", "n_gpus": "", "date": "2023-07"}
     found = validate([row(**facts, id="a"), bare])["overall"]["gpu_hours"]
     assert found["n"] == 2
     assert found["mape"] < 40 and found["baseline_mape"] == pytest.approx(2.4, abs=1.0)
+
+
+def test_a_row_of_absurd_numbers_does_not_stop_the_others():
+    absurd = [
+        row(id="tokens", tokens_T="1e300", gpu_hours="1", step_time_s=""),
+        row(id="size", params_total_B="1e300", tokens_T="1", gpu_hours="1", step_time_s=""),
+        row(id="layers", layers="1e300"),
+        row(id="batch", global_batch="1e300"),
+    ]
+    found = validate([*absurd, row()])
+    assert found["overall"]["step_time"]["n"] == 1
+    assert [item["id"] for item in found["not_expressible"]] == ["tokens", "size", "layers", "batch"]
 
 
 def test_shipped_runs_are_better_predicted_than_by_the_rule():
