@@ -1,6 +1,6 @@
 """Fit the shipped constants of the step-time model to a table of measured runs, and say how far each source is off.
 
-    python -m benchmarks.cost_constants TABLE.csv [--leave-out GROUP]
+    python -m benchmarks.cost_constants TABLE.csv [--leave-out] [--json FILE]
 
 Maximum a posteriori: the logarithm of every constant (log-odds of an overlap) has a normal prior around a value from the
 literature. ln(predicted / measured) has a part that all runs of a source share (standard deviation BETWEEN) and one of

@@ -62,8 +62,8 @@ class RunOptions:
         Optional[str], typer.Option(help="gpipe, 1f1b, interleaved1f1b, zbv or dualpipev.")
     ] = None
     sharding: Annotated[Optional[str], typer.Option(help="none, zero1, zero2 or zero3 (FSDP).")] = None
-    recompute: Annotated[
-        Optional[str], typer.Option("--recompute-granularity", help="none, selective (attention) or full.")
+    recompute_granularity: Annotated[
+        Optional[str], typer.Option(help="none, selective (attention) or full.")
     ] = None
     sequence_parallel: Annotated[
         Optional[bool], typer.Option("--sequence-parallel/--no-sequence-parallel", help="Between tensor ranks.")
@@ -125,7 +125,7 @@ def read_run(options: RunOptions) -> Run:
     given = {name: value for name in _SETUP_FIELDS if (value := getattr(options, name)) is not None}
     for field, allowed in (
         ("precision", names.Precision),
-        ("recompute", names.Recompute),
+        ("recompute_granularity", names.Recompute),
         ("sharding", names.Sharding),
         ("pipeline_schedule", names.Schedule),
         ("stack", names.Stack),

@@ -66,8 +66,8 @@ class Calibration:
             return None
         return (
             f"the calibration is bad: after it, runs are still {100 * worst:.0f} % off (root mean square), so "
-            "something that the model does not know decides their speed; look for a slow network, data loading or a wrong "
-            "layout in the table before trusting an estimate"
+            "something that the model does not know decides their speed; look for a slow network, data loading or a "
+            "wrong layout in the table before trusting an estimate"
         )
 
     def to_json(self) -> str:

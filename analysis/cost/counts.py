@@ -178,16 +178,19 @@ def attention_flops(arch: Architecture, seq_length: int, causal: bool) -> float:
     return 2.0 * arch.num_attention_heads * products * keys
 
 
-def flops_per_token(arch: Architecture, seq_length: int, convention: FlopConvention, recompute: str = "none") -> float:
+def flops_per_token(
+    arch: Architecture, seq_length: int, convention: FlopConvention, recompute_granularity: str = "none"
+) -> float:
     """Training FLOPs, forward and backward, for one token of a sequence of `seq_length` tokens; see the module.
 
-    recompute: none, selective (the attention of every layer) or full (every layer), for convention hardware alone.
+    recompute_granularity: none, selective (the attention of every layer) or full (every layer), for convention hardware
+    alone.
     Raises UserError for an unknown convention or recomputation mode, or a sequence length below 1.
     """
     if convention not in FLOP_CONVENTIONS:
         raise UserError(f"convention = {convention!r}: must be one of {', '.join(FLOP_CONVENTIONS)}")
-    if recompute not in ("none", "selective", "full"):
-        raise UserError(f"recompute = {recompute!r}: must be one of none, selective, full")
+    if recompute_granularity not in ("none", "selective", "full"):
+        raise UserError(f"recompute_granularity = {recompute_granularity!r}: must be one of none, selective, full")
     if seq_length < 1:
         raise UserError(f"seq_length = {seq_length}: must be at least 1")
     if convention == "c_6nd":
@@ -201,6 +204,6 @@ def flops_per_token(arch: Architecture, seq_length: int, convention: FlopConvent
     layers += mtp * active_block_weights(arch, moe=arch.is_moe)
     attention = attention_flops(arch, seq_length, causal=convention == "causal") * (1 + mtp / arch.num_layers)
     flops = 6.0 * (layers + mtp * 2 * arch.hidden_size**2 + (1 + mtp) * logits) + 3.0 * attention
-    if convention == "hardware" and recompute != "none":
-        flops += attention + (2.0 * layers if recompute == "full" else 0.0)
+    if convention == "hardware" and recompute_granularity != "none":
+        flops += attention + (2.0 * layers if recompute_granularity == "full" else 0.0)
     return flops

@@ -16,7 +16,7 @@ def device_step_time(setup: Setup, constants: Constants | None = None) -> StepTi
     """The predicted step; constants: of a GPU's stack, where calibrated ones are to be used."""
     if not setup.device.is_cpu_core:
         return step_time(setup, constants)
-    flops = flops_per_token(setup.model, setup.seq_length, "hardware", setup.recompute)
+    flops = flops_per_token(setup.model, setup.seq_length, "hardware", setup.recompute_granularity)
     return cpu_step_time(
         CPU_CONSTANTS,
         setup.device.bf16_flops,

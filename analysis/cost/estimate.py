@@ -164,10 +164,9 @@ def reference_peak(device: Device, precision: str) -> float:
 
 def _flops_per_token(setup: Setup, convention: str) -> float:
     """Of full recomputation, the share of the layers that it is applied to."""
-    none, chosen = (
-        flops_per_token(setup.model, setup.seq_length, convention, mode) for mode in ("none", setup.recompute)
-    )
-    return none + (chosen - none) * (setup.recompute_share if setup.recompute == "full" else 1.0)
+    mode = setup.recompute_granularity
+    none, chosen = (flops_per_token(setup.model, setup.seq_length, convention, each) for each in ("none", mode))
+    return none + (chosen - none) * (setup.recompute_share if mode == "full" else 1.0)
 
 
 def _published_hours_apply(setup: Setup, c_6nd: float, assumptions: Assumptions) -> bool:

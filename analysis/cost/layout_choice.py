@@ -21,7 +21,7 @@ def choose_layout(setup: Setup, open_fields: Collection[str]) -> Setup:
     """
     wanted = {name for name in LAYOUT_FIELDS if name in open_fields}
     if setup.device.is_cpu_core:  # cores share their work by batch alone
-        wanted &= {"micro_batch_size", "recompute"}
+        wanted &= {"micro_batch_size", "recompute_granularity"}
     trials = _batches(setup, wanted) if "global_batch_size" in open_fields else [setup]
     for trial in trials:
         found = search(trial, wanted, 1)

@@ -66,10 +66,10 @@ def compare(one: Candidate, other: Candidate) -> Comparison:
 
 def recomputed(setup: Setup) -> str:
     """What a setup recomputes, in words."""
-    if setup.recompute == "full" and setup.recompute_share < 1:
+    if setup.recompute_granularity == "full" and setup.recompute_share < 1:
         return f"{100 * setup.recompute_share:.0f} % of the layers recomputed"
     return {"none": "nothing recomputed", "selective": "attention recomputed", "full": "all layers recomputed"}[
-        setup.recompute
+        setup.recompute_granularity
     ]
 
 

@@ -21,7 +21,7 @@ LAYOUT_FIELDS = (
     "context_parallel_size",
     "expert_parallel_size",
     "micro_batch_size",
-    "recompute",
+    "recompute_granularity",
     "sharding",
 )
 _LARGEST_MICRO_BATCH, _MOST_STAGES = 128, 12

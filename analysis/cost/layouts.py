@@ -122,9 +122,9 @@ def on_more_gpus(
 
 def _emptied(template: Setup, open_fields: Collection[str]) -> Setup:
     """The template without what an earlier choice has left in its open fields."""
-    empty = {"virtual_pipeline_parallel_size": 1, "pipeline_schedule": "1f1b", "recompute": "none"}
+    empty = {"virtual_pipeline_parallel_size": 1, "pipeline_schedule": "1f1b", "recompute_granularity": "none"}
     template = replace(template, **{name: value for name, value in empty.items() if name in open_fields})
-    return replace(template, recompute_share=1.0) if "recompute" in open_fields else template
+    return replace(template, recompute_share=1.0) if "recompute_granularity" in open_fields else template
 
 
 def _least_seconds(division: Setup, open_fields: Collection[str], constants: Constants) -> float:
@@ -158,7 +158,7 @@ def _priced(
             if seconds >= (limit if best is None else best.seconds):
                 break
             for trial, held in (
-                _recomputed(variant, margin) if "recompute" in open_fields else [(variant, memory(variant))]
+                _recomputed(variant, margin) if "recompute_granularity" in open_fields else [(variant, memory(variant))]
             ):
                 if fits(held, division.device, margin):
                     found = Candidate(trial, step_time(trial, constants), held)
@@ -170,7 +170,7 @@ def _priced(
 def _least_memory(division: Setup, open_fields: Collection[str]) -> Setup:
     """The variant that needs least: sharded most, one stage a rank, everything recomputed."""
     least = replace(division, sharding=shardings(division, open_fields)[-1])
-    return _all_recomputed(least) if "recompute" in open_fields else least
+    return _all_recomputed(least) if "recompute_granularity" in open_fields else least
 
 
 def _recomputed(variant: Setup, margin: float) -> list[tuple[Setup, MemoryEstimate]]:
@@ -186,12 +186,12 @@ def _recomputed(variant: Setup, margin: float) -> list[tuple[Setup, MemoryEstima
         layers = max(1, variant.model.num_layers // variant.pipeline_parallel_size)
         trials = [replace(whole, recompute_share=math.ceil(layers * (most - room) / (most - least)) / layers)]
     if not variant.flash_attention or variant.stack.startswith("fsdp"):  # elsewhere it is what flash attention does
-        trials.append(replace(variant, recompute="selective"))
+        trials.append(replace(variant, recompute_granularity="selective"))
     return [(trial, memory(trial)) for trial in trials]
 
 
 def _all_recomputed(setup: Setup) -> Setup:
-    return replace(setup, recompute="full", recompute_share=1.0)
+    return replace(setup, recompute_granularity="full", recompute_share=1.0)
 
 
 def _nearest(found: Collection[Setup], open_fields: Collection[str], constants: Constants) -> Candidate | None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis.cost.architecture import Architecture
-from analysis.cost.choices import complete
 from analysis.cost.devices import Device, find_device
 from analysis.cost.feasibility import precisions_of
 from analysis.cost.measured_cells import (
@@ -24,6 +23,7 @@ from analysis.cost.measured_cells import (
     text_of,
     whole,
 )
+from analysis.cost.measured_gaps import complete
 from analysis.cost.measured_model import model_of
 from analysis.cost.network import parse_network
 from analysis.cost.setup import Precision, Setup, Sharding, Stack
@@ -155,7 +155,7 @@ def describe(row: Row) -> Described:
         pipeline_schedule="interleaved1f1b" if (chunks or 1) > 1 else "1f1b",
         sharding=_sharding(row, stack, assumed),
         sharding_size=_node(row, device, layout.data * layout.context),
-        recompute=again or "none",
+        recompute_granularity=again or "none",
         precision=kind,
         flash_attention=stack != "megatron_2021",
         stack=stack,
@@ -166,7 +166,7 @@ def describe(row: Row) -> Described:
     if chunks is None and layout.pipeline > 1 and stack == "megatron":
         open_fields.add("virtual_pipeline_parallel_size")
     if again is None:
-        open_fields.add("recompute")
+        open_fields.add("recompute_granularity")
     setup, choices = complete(setup, open_fields)
     return Described(setup, (*assumed, *choices))
 

@@ -253,7 +253,7 @@ def _activations(setup: Setup, stack: StackMemory, held: _Held) -> float:
     sent = stack.keeps_sent and setup.pipeline_parallel_size > 1
     divided = setup.model.hidden_size / (setup.tensor_parallel_size if setup.sequence_parallel else 1)
     residual = setup.micro_batch_tokens * stack.kept.norm_input * divided
-    share = setup.recompute_share if setup.recompute == "full" else 0.0
+    share = setup.recompute_share if setup.recompute_granularity == "full" else 0.0
     kept = sum(count * (share * residual + (1 - share) * block.kept) for block, count in held.blocks)
     return held.in_flight * (kept + sent * residual) + (2 * residual if held.last else 0.0)
 
@@ -279,7 +279,7 @@ def _in_backward(setup: Setup, stack: StackMemory, held: _Held) -> dict[str, flo
     arch = setup.model
     inner = max(block.inner for block, _ in held.blocks)
     backward = setup.micro_batch_tokens * stack.gathered * ((3 if arch.gated else 2) * inner + 2 * arch.hidden_size)
-    if setup.recompute == "full":
+    if setup.recompute_granularity == "full":
         backward += max(block.kept for block, _ in held.blocks)
     unit = max(block.unit for block, _ in held.blocks) if setup.sharding == "zero3" else 0.0
     return {"backward": backward, "communication": (3 * stack.gathered + stack.reduced) * unit}

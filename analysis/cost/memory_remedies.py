@@ -37,10 +37,12 @@ def remedies(setup: Setup) -> list[Remedy]:
     before = memory(setup)
     found = _computed(before, list(_changes(setup)))
     if not any(remedy.fits for remedy in found):
-        whole = replace(setup, recompute="full")
-        pairs = [(f"recompute = full, {change}", after) for change, after in _changes(whole)]
-        more = _more_gpus(setup) + [(f"recompute = full, {change}", after) for change, after in _more_gpus(whole)]
-        found += _computed(before, pairs + more)
+        whole = replace(setup, recompute_granularity="full")
+        pairs, more = (
+            [(f"recompute_granularity = full, {change}", after) for change, after in changes]
+            for changes in (_changes(whole), _more_gpus(whole))
+        )
+        found += _computed(before, [*pairs, *_more_gpus(setup), *more])
     suffice = [remedy for remedy in found if remedy.fits]
     rest = sorted((remedy for remedy in found if not remedy.fits), key=lambda remedy: -remedy.saved)
     return suffice + rest
@@ -68,8 +70,8 @@ def _changes(setup: Setup) -> Iterator[tuple[str, Setup]]:
     while micro % 2 == 0:
         micro //= 2
         yield f"micro_batch_size {setup.micro_batch_size} -> {micro}", replace(setup, micro_batch_size=micro)
-    for recompute in _RECOMPUTE[_RECOMPUTE.index(setup.recompute) + 1 :]:
-        yield f"recompute = {recompute}", replace(setup, recompute=recompute)
+    for mode in _RECOMPUTE[_RECOMPUTE.index(setup.recompute_granularity) + 1 :]:
+        yield f"recompute_granularity = {mode}", replace(setup, recompute_granularity=mode)
     for axis in ("tensor", "expert", "pipeline", "context"):
         name = f"{axis}_parallel_size"
         size = getattr(setup, name)

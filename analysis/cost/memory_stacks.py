@@ -87,7 +87,7 @@ def stack_memory(setup: Setup) -> StackMemory:
     if low is not None and setup.stack == "megatron":
         # the products' inputs in low precision; attention keeps its output in bf16 for itself
         kept = replace(kept, norm_output=low, product=low, attention_output=kept.attention_output + low)
-    if setup.recompute == "selective":
+    if setup.recompute_granularity == "selective":
         kept = _selective(kept, megatron, setup.tensor_parallel_size > 1)
     return _by_stack(setup, kept, element, low)
 

@@ -71,7 +71,7 @@ def setup_of_run(config: RunConfig, device: Device) -> Setup:
         sequence_parallel=layout.sequence_parallel is not False,
         pipeline_schedule=layout.pipeline_schedule,
         sharding="zero3" if layout.uses_fsdp2 else "zero1",
-        recompute=execution.recompute_granularity,
+        recompute_granularity=execution.recompute_granularity,
         precision="fp32" if execution.dtype in ("float32", "float64") else "bf16",
         flash_attention=config.model.position_embedding != "relative",
         stack="fsdp_eager",

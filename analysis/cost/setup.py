@@ -40,7 +40,7 @@ class Setup:
     sharding: Sharding = "zero1"
     #: Ranks that share one copy of what is sharded; None: all data and context ranks (less under HSDP).
     sharding_size: int | None = None
-    recompute: Recompute = "none"
+    recompute_granularity: Recompute = "none"
     #: Share of the layers that full recomputation is applied to.
     recompute_share: float = 1.0
     precision: Precision = "bf16"

@@ -32,7 +32,7 @@ def setup_line(setup: Setup) -> str:
     experts = f", expert {setup.expert_parallel_size}" if setup.expert_parallel_size > 1 else ""
     layout.append(f"data {setup.data_parallel_size}")
     micro = setup.micro_batch_size
-    again = "no" if setup.recompute == "none" else setup.recompute
+    again = "no" if setup.recompute_granularity == "none" else setup.recompute_granularity
     share = f" of {100 * setup.recompute_share:.0f} % of the layers" if setup.recompute_share < 1 else ""
     return (
         f"{setup.num_gpus} x {setup.device.name}, {' x '.join(layout)}{experts}, {setup.sharding}, {setup.precision}, "

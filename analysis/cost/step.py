@@ -116,12 +116,12 @@ def step_time(setup: Setup, constants: Constants | None = None) -> StepTime:
 def _layer(setup: Setup, constants: Constants, rates: Rates, moe: bool) -> _Layer:
     forward, backward = layer_time(setup, constants, rates, moe)
     again = 0.0
-    if setup.recompute == "full":
+    if setup.recompute_granularity == "full":
         again = setup.recompute_share * forward.total
-    elif setup.recompute == "selective" and setup.stack.startswith("fsdp"):
+    elif setup.recompute_granularity == "selective" and setup.stack.startswith("fsdp"):
         # torchtitan's policy: attention and every other product are kept, all that is cheap is computed again
         again = forward.elementwise + forward.linear / 2
-    elif setup.recompute == "selective" and not setup.flash_attention:
+    elif setup.recompute_granularity == "selective" and not setup.flash_attention:
         again = forward.attention  # Korthikanti et al. 2022, section 5; flash attention does so by itself
     gather, scatter = _fetched_weights(setup, constants, moe)
     hidden = constants.weight_overlap
@@ -132,7 +132,7 @@ def _layer(setup: Setup, constants: Constants, rates: Rates, moe: bool) -> _Laye
     collectives = setup.tensor_parallel_size > 1
     launch = constants.host_layer_seconds + constants.host_collective_seconds * collectives
     launch *= _EXPERT_LAUNCHES if moe else 1.0
-    host_backward = 1.3 * launch + (launch if setup.recompute == "full" else 0.0)
+    host_backward = 1.3 * launch + (launch if setup.recompute_granularity == "full" else 0.0)
     waiting = max(0.0, launch - forward.total) + max(0.0, host_backward - backward.total - again)
     return _Layer(forward, backward, again, waiting, weights)
 

@@ -154,9 +154,9 @@ def _changes(setup: Setup) -> Iterator[tuple[str, Setup]]:
         chunks = setup.virtual_pipeline_parallel_size
         interleaved = replace(setup, virtual_pipeline_parallel_size=2 * chunks, pipeline_schedule="interleaved1f1b")
         yield f"virtual_pipeline_parallel_size {chunks} -> {2 * chunks}", interleaved
-    for mode in ("none", "selective"):
-        if setup.recompute == "full" or setup.recompute == "selective" and mode == "none":
-            yield f"recompute {setup.recompute} -> {mode}", replace(setup, recompute=mode)
+    now = setup.recompute_granularity
+    for mode in {"full": ("none", "selective"), "selective": ("none",), "none": ()}[now]:
+        yield f"recompute_granularity {now} -> {mode}", replace(setup, recompute_granularity=mode)
     if not setup.flash_attention:
         yield "flash attention", replace(setup, flash_attention=True)
     for sharding in ("zero1", "zero3"):

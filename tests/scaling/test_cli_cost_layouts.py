@@ -56,14 +56,14 @@ def test_the_first_is_what_estimate_takes(run):
     assert estimate["setup"] == best["setup"]
     assert estimate["step_time_s"] == best["step_time_s"]
     said = {choice["field"]: choice["why"] for choice in estimate["choices"]}
-    assert "scaling cost layouts" in said["tensor_parallel_size"] == said["recompute"]
+    assert "scaling cost layouts" in said["tensor_parallel_size"] == said["recompute_granularity"]
 
 
 def test_given_sizes_stay_and_top_bounds_the_list(run):
     found = answered(run, *RUN, "--tensor-parallel-size", 8, "--recompute-granularity", "none", "--top", 3)
     assert len(found["layouts"]) == 3
     for each in found["layouts"]:
-        assert each["setup"]["tensor_parallel_size"] == 8 and each["setup"]["recompute"] == "none"
+        assert each["setup"]["tensor_parallel_size"] == 8 and each["setup"]["recompute_granularity"] == "none"
 
 
 def test_people_read_the_table_and_the_reasons(run):

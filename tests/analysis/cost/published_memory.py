@@ -97,6 +97,6 @@ def bloom_setup(layers: int, hidden: int, sizes: tuple[int, int], micro_batch_si
     )  # fmt: skip
     return Setup(
         model, A100, 384, 2048, global_batch_size=2048, micro_batch_size=micro_batch_size,
-        tensor_parallel_size=sizes[0], pipeline_parallel_size=sizes[1], sequence_parallel=False, recompute="full",
-        precision="fp16", flash_attention=False, stack="megatron_2021",
+        tensor_parallel_size=sizes[0], pipeline_parallel_size=sizes[1], sequence_parallel=False,
+        recompute_granularity="full", precision="fp16", flash_attention=False, stack="megatron_2021",
     )  # fmt: skip

@@ -171,7 +171,7 @@ def test_recomputation_counts_a_forward_pass_again():
     [
         ((1024, "6nd"), "convention = '6nd': must be one of c_6nd, causal, full, hardware"),
         ((0, "causal"), "seq_length = 0: must be at least 1"),
-        ((1024, "hardware", "some"), "recompute = 'some': must be one of none, selective, full"),
+        ((1024, "hardware", "some"), "recompute_granularity = 'some': must be one of none, selective, full"),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -25,7 +25,7 @@ def test_every_choice_is_said_and_nothing_given_is():
     done = chosen(num_gpus=64, seq_length=8192, stack="megatron")
     fields = {choice.field: choice for choice in done.choices}
     assert not {"num_gpus", "seq_length", "stack", "tokens"} & set(fields)
-    assert {"global_batch_size", "precision", "tensor_parallel_size", "micro_batch_size", "recompute"} <= set(fields)
+    assert {"global_batch_size", "precision", "tensor_parallel_size", "recompute_granularity"} <= set(fields)
     for choice in fields.values():
         assert choice.why and getattr(done.setup, choice.field) == choice.value
     assert done.setup.num_gpus == 64 and done.setup.seq_length == 8192
@@ -68,7 +68,7 @@ def test_large_models_are_divided_until_they_fit():
 
 def test_what_fits_nowhere_is_the_layout_of_least_memory():
     setup = chosen(model=llama_of(405e9), num_gpus=8).setup
-    assert not fits(memory(setup), H100) and setup.recompute == "full"
+    assert not fits(memory(setup), H100) and setup.recompute_granularity == "full"
 
 
 def test_fsdp_divides_weights_and_leaves_tensors_alone():

@@ -31,7 +31,7 @@ def everything(template):
                 continue
             for variant in variants(sized, LAYOUT_FIELDS):
                 for share in (0, *(part / 8 for part in range(1, 9))):
-                    trial = replace(variant, recompute="full", recompute_share=share) if share else variant
+                    trial = replace(variant, recompute_granularity="full", recompute_share=share) if share else variant
                     if memory(trial).interval().high <= trial.device.memory_bytes:
                         yield trial
 
@@ -60,17 +60,18 @@ def test_what_is_listed_fits_divides_and_is_sorted():
 
 
 def test_given_fields_stay():
-    open_fields = [name for name in LAYOUT_FIELDS if name not in ("tensor_parallel_size", "recompute", "sharding")]
-    template = replace(SETUP, tensor_parallel_size=8, recompute="full", recompute_share=1.0)
+    given = "tensor_parallel_size", "recompute_granularity", "sharding"
+    open_fields = [name for name in LAYOUT_FIELDS if name not in given]
+    template = replace(SETUP, tensor_parallel_size=8, recompute_granularity="full", recompute_share=1.0)
     for each in search(template, open_fields).candidates:
-        assert each.setup.tensor_parallel_size == 8 and each.setup.recompute == "full"
+        assert each.setup.tensor_parallel_size == 8 and each.setup.recompute_granularity == "full"
         assert each.setup.recompute_share == 1.0 and each.setup.sharding == "zero1"
 
 
 def test_without_recomputation_only_what_fits_so_is_listed():
-    open_fields = [name for name in LAYOUT_FIELDS if name != "recompute"]
+    open_fields = [name for name in LAYOUT_FIELDS if name != "recompute_granularity"]
     for each in search(SETUP, open_fields, count=20).candidates:
-        assert each.setup.recompute == "none" and each.memory.interval().high <= H100.memory_bytes
+        assert each.setup.recompute_granularity == "none" and each.memory.interval().high <= H100.memory_bytes
 
 
 def test_as_few_whole_layers_are_recomputed_as_make_it_fit():
@@ -121,7 +122,7 @@ def test_what_fits_only_without_margin_is_said():
     tight = replace(SMALL, device=replace(H100, memory_bytes=0.0), stack="fsdp_eager", sharding="zero3")
     needed = memory(search(replace(tight, device=H100), count=1).candidates[0].setup)
     least = min(
-        memory(replace(division, sharding="zero3", recompute="full")).device
+        memory(replace(division, sharding="zero3", recompute_granularity="full")).device
         for division in divisions(tight, LAYOUT_FIELDS).divisions
     )
     found = search(replace(tight, device=replace(H100, memory_bytes=1.1 * least)))
@@ -133,7 +134,7 @@ def test_when_nothing_fits_the_nearest_and_more_gpus_are_given():
     template = replace(SETUP, num_gpus=4, global_batch_size=64)
     found = search(template)
     assert not found.candidates and found.too_large == len(found.space.divisions)
-    others = [replace(each, recompute="full") for each in found.space.divisions]
+    others = [replace(each, recompute_granularity="full") for each in found.space.divisions]
     assert found.nearest.memory.device == min(memory(each).device for each in others) > H100.memory_bytes
     more = on_more_gpus(template)
     assert more.setup.num_gpus > 4 and memory(more.setup).interval().high <= H100.memory_bytes

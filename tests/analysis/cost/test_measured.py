@@ -17,11 +17,15 @@ def test_a_full_row_is_read_as_written_and_nothing_is_assumed():
     assert found.assumptions == ()
 
 
-@pytest.mark.parametrize("open_cells", [{}, dict.fromkeys(("micro_batch", "vpp", "recompute", "precision", "gated"), "")])
+OPEN_CELLS = dict.fromkeys(("micro_batch", "vpp", "recompute", "precision", "gated"), "")
+
+
+@pytest.mark.parametrize("open_cells", [{}, OPEN_CELLS])
 def test_the_prediction_never_sees_what_was_measured(open_cells):
     names = (
         "step_time_s tokens_per_s_per_gpu tflops_per_gpu_reported mfu_reported hfu_reported gpu_hours peak_mem_GiB "
-        "mem_metric train_flops_reported usd_reported energy_reported derived_tokens_per_s_per_gpu derived_mfu_causal_bf16peak"
+        "mem_metric train_flops_reported usd_reported energy_reported derived_tokens_per_s_per_gpu "
+        "derived_mfu_causal_bf16peak"
     )
     slow = row(**open_cells, **{name: "1000" for name in names.split()})
     assert describe(slow) == describe(row(**open_cells))

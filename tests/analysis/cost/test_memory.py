@@ -150,11 +150,11 @@ def test_schedules_hold_as_many_micro_batches_as_they_should():
 
 
 def test_recomputation_sequence_context_and_precision_save_what_they_should():
-    kept = [activations(recompute=mode, stack="fsdp_eager") for mode in ("none", "selective", "full")]
+    kept = [activations(recompute_granularity=mode, stack="fsdp_eager") for mode in ("none", "selective", "full")]
     assert kept[0] > 2 * kept[1] > 4 * kept[2]
-    half = activations(recompute="full", recompute_share=0.5, stack="fsdp_eager")
+    half = activations(recompute_granularity="full", recompute_share=0.5, stack="fsdp_eager")
     assert half == pytest.approx((kept[0] + kept[2]) / 2, rel=0.01)
-    unfused = activations(flash_attention=False), activations(flash_attention=False, recompute="selective")
+    unfused = activations(flash_attention=False), activations(flash_attention=False, recompute_granularity="selective")
     assert unfused[1] == pytest.approx(activations(), rel=0.01) and unfused[0] > 3 * unfused[1]
     model = llama(4, 1024, 16, 4096)
     apart, together = (

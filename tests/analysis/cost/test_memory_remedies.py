@@ -36,7 +36,7 @@ def test_changes_that_suffice_come_first_and_are_computed():
 def test_where_no_single_change_suffices_pairs_and_more_gpus_are_tried():
     setup = replace(large(), num_gpus=32)
     found = remedies(setup)
-    assert found[0].fits and found[0].change.startswith("recompute = full, ")
+    assert found[0].fits and found[0].change.startswith("recompute_granularity = full, ")
     assert any(remedy.setup.num_gpus == 64 for remedy in found)
 
 

@@ -17,7 +17,7 @@ from analysis.cost.validate import baseline_seconds
 
 def test_parts_add_up_and_none_is_negative():
     for stack in stack_names():
-        found = step_time(setup(stack=stack, context_parallel_size=2, recompute="full"))
+        found = step_time(setup(stack=stack, context_parallel_size=2, recompute_granularity="full"))
         parts = [getattr(found, field.name) for field in fields(StepTime)]
         assert found.total == pytest.approx(sum(parts)) and min(parts) >= 0
 
@@ -41,8 +41,8 @@ def test_pipeline_bubble_shrinks_with_chunks_and_micro_batches_and_zero_bubble_s
 
 def test_full_recomputation_adds_a_forward_pass_and_a_share_of_it_that_share():
     free = step_time(setup())
-    full = step_time(setup(recompute="full"))
-    half = step_time(setup(recompute="full", recompute_share=0.5))
+    full = step_time(setup(recompute_granularity="full"))
+    half = step_time(setup(recompute_granularity="full", recompute_share=0.5))
     assert free.recompute == 0
     assert half.recompute == pytest.approx(full.recompute / 2)
     assert full.recompute / full.total == pytest.approx(0.23, abs=0.05)
@@ -51,8 +51,8 @@ def test_full_recomputation_adds_a_forward_pass_and_a_share_of_it_that_share():
 def test_scores_that_are_written_cost_more_than_flash_attention_and_selective_recomputation_repeats_them():
     flash, written = (step_time(setup(flash_attention=flash)) for flash in (True, False))
     assert written.attention > 1.5 * flash.attention
-    assert step_time(setup(flash_attention=False, recompute="selective")).recompute > 0
-    assert step_time(setup(recompute="selective")).recompute == 0
+    assert step_time(setup(flash_attention=False, recompute_granularity="selective")).recompute > 0
+    assert step_time(setup(recompute_granularity="selective")).recompute == 0
 
 
 def test_tensor_ranks_across_nodes_pay_for_the_network():

@@ -42,7 +42,7 @@ def test_the_bubble_of_a_deep_pipeline_is_a_reason_and_its_remedy_shrinks_it():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"recompute": "full"},
+        {"recompute_granularity": "full"},
         {"pipeline_parallel_size": 16, "num_gpus": 1024, "global_batch_size": 128},
         {"tensor_parallel_size": 4},
         {"micro_batch_size": 2},
@@ -73,12 +73,13 @@ def _after(setup, change):
 
 
 def test_the_best_change_is_of_the_layout_and_fits_where_any_does():
-    found = waterfall(replace(SETUP, recompute="full", pipeline_parallel_size=4))
-    assert found.best.fits and found.best.change == "recompute full -> none"
-    tight = replace(SETUP, recompute="full", pipeline_parallel_size=2, micro_batch_size=4, global_batch_size=1024)
+    found = waterfall(replace(SETUP, recompute_granularity="full", pipeline_parallel_size=4))
+    assert found.best.fits and found.best.change == "recompute_granularity full -> none"
+    batch = {"micro_batch_size": 4, "global_batch_size": 1024}
+    tight = replace(SETUP, recompute_granularity="full", pipeline_parallel_size=2, **batch)
     found = waterfall(tight).best
-    assert not fits(memory(replace(tight, recompute="none")), tight.device)
-    assert step_time(replace(tight, recompute="none")).total < found.seconds and found.fits
+    assert not fits(memory(replace(tight, recompute_granularity="none")), tight.device)
+    assert step_time(replace(tight, recompute_granularity="none")).total < found.seconds and found.fits
 
 
 def test_doubling_the_batch_halves_the_bubble_of_as_many_tokens():

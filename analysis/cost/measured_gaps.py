@@ -1,4 +1,7 @@
-"""What a user leaves open about a run, chosen as its authors would have: the fastest that fits."""
+"""What a row of measured runs leaves open, chosen as the run's authors would have: the fastest that fits.
+
+Layout and batch are the row's. What a user leaves open is searched among all layouts instead (layout_choice.py).
+"""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -16,9 +19,9 @@ _MICRO_BATCHES = (1, 2, 4, 8, 16)
 def complete(setup: Setup, open_fields: Collection[str]) -> tuple[Setup, tuple[str, ...]]:
     """`setup` with its open fields chosen, and in words what was.
 
-    open_fields: of micro_batch_size, virtual_pipeline_parallel_size and recompute. Micro-batch and interleaving are
-    those with the shortest predicted step that fit; recomputation is of as few layers as fit. A setup that states no
-    recomputation and cannot fit without is taken to recompute everything, and says so.
+    open_fields: of micro_batch_size, virtual_pipeline_parallel_size and recompute_granularity. Micro-batch and
+    interleaving are those with the shortest predicted step that fit; recomputation is of as few layers as fit. A setup
+    that states no recomputation and cannot fit without is taken to recompute everything, and says so.
     """
     best: tuple[float, Setup] | None = None
     for micro_batch, chunks in product(_micro_batches(setup, open_fields), _chunks(setup, open_fields)):
@@ -28,7 +31,7 @@ def complete(setup: Setup, open_fields: Collection[str]) -> tuple[Setup, tuple[s
             virtual_pipeline_parallel_size=chunks,
             pipeline_schedule="interleaved1f1b" if chunks > 1 else setup.pipeline_schedule,
         )
-        trial = least_recompute(trial) if "recompute" in open_fields else _possible(trial)
+        trial = least_recompute(trial) if "recompute_granularity" in open_fields else _possible(trial)
         if best is not None and "micro_batch_size" in open_fields and _share(trial) > 1.0:
             continue
         seconds = step_time(trial).total
@@ -44,7 +47,8 @@ def least_recompute(setup: Setup) -> Setup:
     Who chose a layout for speed also reduced gradients in 16 bits and kept no second copy of weights in low precision
     before computing anything twice, so neither counts.
     """
-    free, full = replace(setup, recompute="none"), replace(setup, recompute="full", recompute_share=1.0)
+    free = replace(setup, recompute_granularity="none")
+    full = replace(setup, recompute_granularity="full", recompute_share=1.0)
     usable = _USABLE * setup.device.memory_bytes
     most, least = _lean_bytes(free), _lean_bytes(full)
     if most <= usable or most <= least:
@@ -59,8 +63,8 @@ def _lean_bytes(setup: Setup) -> float:
 
 def _possible(setup: Setup) -> Setup:
     """A stated "no recomputation" that does not fit at the low end of its memory's interval is not what was run."""
-    if setup.recompute == "none" and memory(setup).interval("allocated").low > setup.device.memory_bytes:
-        return replace(setup, recompute="full")
+    if setup.recompute_granularity == "none" and memory(setup).interval("allocated").low > setup.device.memory_bytes:
+        return replace(setup, recompute_granularity="full")
     return setup
 
 
@@ -87,9 +91,9 @@ def _words(asked: Setup, chosen: Setup, open_fields: Collection[str]) -> tuple[s
     for name in ("micro_batch_size", "virtual_pipeline_parallel_size"):
         if name in open_fields:
             said.append(f"{name} = {getattr(chosen, name)}, the fastest that fits")
-    if "recompute" in open_fields:
-        share = "" if chosen.recompute != "full" else f" of {chosen.recompute_share:.0%} of the layers"
-        said.append(f"recompute = {chosen.recompute}{share}, the least that fits")
-    elif chosen.recompute != asked.recompute:
-        said.append("recompute = none is stated and cannot fit: taken as full")
+    if "recompute_granularity" in open_fields:
+        share = "" if chosen.recompute_granularity != "full" else f" of {chosen.recompute_share:.0%} of the layers"
+        said.append(f"recompute_granularity = {chosen.recompute_granularity}{share}, the least that fits")
+    elif chosen.recompute_granularity != asked.recompute_granularity:
+        said.append("recompute_granularity = none is stated and cannot fit: taken as full")
     return tuple(said)
