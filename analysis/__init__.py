@@ -14,8 +14,7 @@ objects.
     what = [optimum_params(1e24), optimum_tokens(1e24), optimum_loss(1e24), tokens_per_param(1e24)]
     what += [wasted_flops(7e10, 1.4e12), wasted_usd(7e10, 1.4e12, usd_per_flop=2e-18)]
     intervals(found, what)                      # a bootstrap; or method="pairs", "stratified", "clustered", "delta",
-                                                # "profile" (the last two not of waste at its own optimum);
-                                                # confidence_intervals is the same for bare columns
+                                                # "profile" (the last two not of waste at its own optimum)
 
     repeated = fit(frame, "repeated")           # with the column unique_tokens
     rate = fit(frame, "learning_rate")          # with the column learning_rate; likewise "batch_size"
@@ -39,7 +38,6 @@ _HOME = {
     "FORMS": "analysis.laws",
     "choose_form": "analysis.choice",
     "intervals": "analysis.fit_intervals",
-    "confidence_intervals": "analysis.uncertainty",
     "analyse": "analysis.study",
     "read_table": "analysis.table",
     "build_table": "analysis.table",

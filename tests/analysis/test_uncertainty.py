@@ -181,7 +181,7 @@ def test_a_table_that_names_clusters_is_resampled_by_them():
 
 
 def test_a_notebook_gets_intervals_of_any_quantity_from_the_package():
-    from analysis import confidence_intervals, fit, optimum_params
+    from analysis import fit, optimum_params
 
     study = isoflop_study(noise=0.003)
     fitted, wanted = fit(study), optimum_params(1e13)
