@@ -5,8 +5,8 @@ for the fewest dollars when tokens served count too (Sardana et al. 2024, arXiv 
 serving T tokens 2NT). FLOPs are 6ND, hours are device-hours of training at the measured speed.
 
 In ln N the logarithm of each cost at a given loss, and the loss at a given cost, are convex as long as utilisation is
-a power of N that stops growing (`analysis.cost.speed`), so a golden-section search finds the optimum, for the estimate
-and all its resamples at once: every array here is [m] with the estimate first and the resamples after it.
+a power of N that stops growing (`analysis.cost.speed_curve`), so a golden-section search finds the optimum, for the
+estimate and all its resamples at once: every array here is [m] with the estimate first and the resamples after it.
 """
 
 import math
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.cost.speed import SpeedCurve
+from analysis.cost.speed_curve import SpeedCurve
 from analysis.law import Law
 from analysis.surface import Surface
 from scaling.errors import UserError

@@ -21,7 +21,7 @@ from scaling.errors import UserError
 
 if TYPE_CHECKING:
     from analysis.cost.prices import Price
-    from analysis.cost.speed import SpeedCurve
+    from analysis.cost.speed_curve import SpeedCurve
     from analysis.sampled import SampledLaw
     from sweeps.plan import DevicePrice
 
@@ -118,7 +118,7 @@ def read_speed(
     resamples: int,
     seed: int,
 ) -> Optional["SpeedCurve"]:
-    from analysis.cost.speed import constant_speed, fit_speed, read_speeds
+    from analysis.cost.speed_curve import constant_speed, fit_speed, read_speeds
 
     if mfu is not None:
         if device is None or speeds is not None:

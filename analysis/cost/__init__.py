@@ -1,1 +1,1 @@
-"""What a run costs: device peaks, dated prices, predicted time. Imports no torch."""
+"""What a run costs, before it runs: README.md beside this file is the map. Imports no torch."""

@@ -5,8 +5,8 @@ import os
 import time
 from datetime import date
 
+from analysis.cost.cpu_matmul import core_matmul_rate
 from analysis.cost.devices import CPU_CORE, Device
-from analysis.cost.matmul_rate import core_matmul_rate
 
 _COPY_BYTES = 2**26
 

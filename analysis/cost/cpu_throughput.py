@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from analysis.cost.calibration import remaining_spread
+from analysis.cost.cpu_matmul import core_matmul_rate
 from analysis.cost.cpu_step import ANOTHER_DAY, BETWEEN, CPU_CONSTANTS, CPU_SPREAD, WITHIN, CpuConstants, cpu_step_time
 from analysis.cost.interval import Interval, log_normal
-from analysis.cost.matmul_rate import core_matmul_rate
 from scaling.accounting import flops_per_token, parameter_count
 from scaling.config import RunConfig
 from scaling.record import RunRecord

@@ -8,7 +8,7 @@ Errors of the parts are of logarithms and independent, so that they add up in qu
 
 Where the user says nothing of how the run is carried out, its layout is only a guess, and GPU-hours are those of
 published runs like it (analysis.cost.run_utilisation), which know it better: over these runs, each family predicted
-from the others, their median error is 18 %, that of the guessed layout's step time 27 %.
+from the others, their median error is 18 %, that of the guessed layout's step time 30 %.
 """
 
 import math

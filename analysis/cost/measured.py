@@ -25,7 +25,7 @@ from analysis.cost.measured_cells import (
 )
 from analysis.cost.measured_gaps import complete
 from analysis.cost.measured_model import model_of
-from analysis.cost.network import parse_network
+from analysis.cost.measured_network import parse_network
 from analysis.cost.setup import Precision, Setup, Sharding, Stack
 from analysis.cost.stacks import stack_of
 from scaling.errors import UserError

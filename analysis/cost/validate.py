@@ -15,8 +15,8 @@ from analysis.cost.counts import flops_per_token
 from analysis.cost.interval import Interval
 from analysis.cost.measured import Measured, describe, measurements
 from analysis.cost.measured_cells import NotExpressible, Row
+from analysis.cost.measured_hours import baseline_hours, predicted_hours
 from analysis.cost.memory import memory
-from analysis.cost.run_hours import baseline_hours, predicted_hours
 from analysis.cost.setup import Setup
 
 #: The rule to beat: every run reaches this share of its precision's dense peak in model FLOPs (causal attention).

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from studies import TRUTH, isoflop_study
 
-from analysis.cost.speed import SpeedCurve, constant_speed, fit_speed
+from analysis.cost.speed_curve import SpeedCurve, constant_speed, fit_speed
 from analysis.decide import Costs, decide
 from analysis.laws import FORMS, ChinchillaLaw
 from analysis.sampled import sample_law

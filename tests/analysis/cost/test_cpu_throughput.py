@@ -6,6 +6,7 @@ import sys
 import pytest
 from made_records import config, record
 
+from analysis.cost.cpu_matmul import core_matmul_rate
 from analysis.cost.cpu_throughput import (
     CPU_CONSTANTS,
     CpuThroughput,
@@ -14,7 +15,6 @@ from analysis.cost.cpu_throughput import (
     measure_cpu,
     step_interval,
 )
-from analysis.cost.matmul_rate import core_matmul_rate
 from scaling.config import RunConfig
 
 CPU = CpuThroughput("AMD EPYC", 1e11, CPU_CONSTANTS, "measured, typical constants")

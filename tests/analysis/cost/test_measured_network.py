@@ -1,6 +1,6 @@
 import pytest
 
-from analysis.cost.network import parse_network
+from analysis.cost.measured_network import parse_network
 
 
 @pytest.mark.parametrize(
