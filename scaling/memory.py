@@ -1,5 +1,7 @@
 """Bytes that one rank of a run needs: an estimate, tensor by tensor, from the config alone. Imports no torch.
 
+This is our own trainer, to the byte of what it keeps; analysis/cost/memory.py is any model under any software.
+
 For a rank that holds P parameters, with R = data x context parallel ranks that hold the same ones:
 
     weights          4 P            float32

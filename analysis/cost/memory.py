@@ -1,5 +1,7 @@
 """Memory of one GPU, tensor by tensor, from the setup alone; no measured figure of the run is an input.
 
+Of any model under any software; what our own trainer keeps is known more closely (scaling/memory.py).
+
 Three sizes of the same thing are published, so all are given: bytes that tensors take (torch's `max_memory_allocated`),
 that torch's allocator has taken from the device (`max_memory_reserved`), and that the device shows as used
 (nvidia-smi), which has CUDA's context and the collectives' buffers besides.
