@@ -21,6 +21,8 @@ _JOINED = re.compile(r"(sxm\d?|pcie|nvl\d*|geforce|rtx)")
 _NODE_NOTE = re.compile(r"\([^)]*(?:node|gb/s|gbps)[^)]*\)", re.IGNORECASE)
 #: The name of a core of a CPU, which is measured on the spot (cpu_device.py), not in the table; prices.yaml knows it.
 CPU_CORE = "CPU core"
+#: Any remark beside a name.
+_BRACKETS = re.compile(r"\([^)]*\)")
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,9 @@ def find_device(device_name: str) -> Device | None:
     wanted = _words(device_name)
     fits = [device for device, words, _ in devices if words[0] in wanted and wanted <= set(words)]
     if not fits:
-        return None
+        bare = _BRACKETS.sub(" ", device_name).strip()
+        found = find_device(bare) if bare and bare != device_name.strip() else None
+        return found and replace(found, note=found.note or f"{device_name} is read as {found.name}")
     if len(fits) == 1:
         return fits[0]
     others = ", ".join(device.name for device in fits[1:])

@@ -12,9 +12,11 @@ megatron_2021  Megatron-LM and Megatron-DeepSpeed of the GPT-3 years: dropout, w
                in fp32 of its own copy (Shoeybi et al. 2019), whose result replaces the copy: 2 + 4 + 4; a pipeline
                stage's output is kept after it is sent.
 fsdp_eager     torch FSDP: fp32 weights, gathered in bf16 and reduced in fp32; autograd keeps every input, gathered ones
-               too; log-softmax, its gradient and the logits' gradient in fp32: 12 (torch.nn.functional.cross_entropy).
+               too; the loss has the logits in bf16 and, in fp32, their copy, the log-softmax and the gradient: 14
+               (torch.nn.functional.cross_entropy of logits that the training loop still holds).
 fsdp_compiled  the same through torch.compile, whose partitioner computes element-wise results again (He & Yu 2023,
                pytorch/functorch min_cut_rematerialization_partition): norms' and activations' outputs are not kept.
+               Blocks are compiled one by one, the loss is not.
 eager          plain torch with mixed precision by hand: as fsdp_eager, and bf16 gradients are summed in fp32.
 """
 
@@ -118,5 +120,4 @@ def _by_stack(setup: Setup, kept: Kept, element: float, low: float | None) -> St
     if setup.stack == "untuned":
         summed = 4.0 + (element if main else 0.0)
         return StackMemory(kept, element, summed, main, gathered=element, reduced=element, keeps_gathered=True)
-    logits = 4.0 if setup.stack == "fsdp_compiled" else 12.0
-    return StackMemory(kept, 4.0, 4.0, 0.0, gathered=element, logits=logits, keeps_gathered=True)
+    return StackMemory(kept, 4.0, 4.0, 0.0, gathered=element, logits=element + 12.0, keeps_gathered=True)

@@ -39,7 +39,7 @@ def test_names_of_drivers_clouds_and_papers(name, device, tflops):
 
 @pytest.mark.parametrize(
     "name",
-    ["NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "H100 96GB", "NVIDIA L40", "TPU", ""],
+    ["NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "H100 64GB", "NVIDIA L40", "TPU", ""],
 )
 def test_a_similar_name_is_not_guessed(name):
     assert find_device(name) is None
@@ -50,6 +50,12 @@ def test_a_name_that_fits_several_variants_says_which_was_taken():
         "A100 is read as A100 SXM 80GB; it could also be A100 SXM 40GB, A100 PCIe 80GB, A100 PCIe 40GB"
     )
     assert find_device("A100-SXM4-80GB").note == ""
+
+
+def test_a_remark_in_brackets_is_passed_over_and_said():
+    found = find_device("H100-SXM-96GB (500 W, HBM2e 2.4 TB/s)")
+    assert found.name == "H100 SXM 96GB" and "is read as H100 SXM 96GB" in found.note
+    assert find_device("Gaudi2 (beside an H100)") is None
 
 
 def test_what_torch_calls_mi250x_is_one_of_its_two_dies():
@@ -90,9 +96,9 @@ def test_every_device_is_whole_sourced_and_dense(name):
 
 def test_an_unknown_gpu_gets_the_nearest_names():
     with pytest.raises(UserError) as error:
-        require_device("H100 96GB")
+        require_device("H100 64GB")
     assert str(error.value) == (
-        "gpu = H100 96GB: not in the table: choose H100 SXM 80GB, H100 PCIe 80GB, H100 NVL 94GB, V100 SXM 32GB, "
+        "gpu = H100 64GB: not in the table: choose H100 SXM 80GB, H100 SXM 96GB, H100 PCIe 80GB, H100 NVL 94GB, "
         "or give your own device in a file"
     )
     with pytest.raises(UserError, match="gpu = A10O: not in the table: choose A10, A10G"):
