@@ -9,6 +9,7 @@ from scaling.cli_cost_options import RunOptions, read_run
 from scaling.cli_options import Json, console, print_json
 
 if TYPE_CHECKING:
+    from analysis.cost.defaults import Choice
     from analysis.cost.estimate import Estimate
     from analysis.cost.prices import Price
 
@@ -64,10 +65,10 @@ def estimate(
     if as_json:
         print_json(answer)
     else:
-        _show(answer, found)
+        _show(answer, found, run.choices)
 
 
-def _show(answer: dict[str, Any], found: "Estimate") -> None:
+def _show(answer: dict[str, Any], found: "Estimate", choices: tuple["Choice", ...]) -> None:
     """A table of the estimates, then what they rest on, warnings last; that it does not fit comes first."""
     from rich.table import Table
 
@@ -109,11 +110,10 @@ def _show(answer: dict[str, Any], found: "Estimate") -> None:
             line(f"{title}: {answer['sources'][name]}")
     line("chosen for you:")
     chosen: dict[str, list[str]] = {}
-    for choice in answer["choices"]:
-        value = count(choice["value"]) if choice["field"] == "tokens" else choice["value"]
-        chosen.setdefault(choice["why"], []).append(f"{choice['field']} = {value}")
-    for why, fields in chosen.items():
-        line(f"  {', '.join(fields)}: {why}")
+    for choice in choices:
+        chosen.setdefault(choice.why, []).append(str(choice))
+    for why, said in chosen.items():
+        line(f"  {', '.join(said)}: {why}")
     for warning in answer["warnings"][not found.fits :]:
         line(f"warning: {warning}", "yellow")
 

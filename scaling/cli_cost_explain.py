@@ -80,7 +80,9 @@ def _show(run: Run, found: "Waterfall", plot: Path | None) -> None:
 
     line(_title(run))
     total = found.time.total
-    line(f"\none step: {1e3 * total:.1f} ms on the slowest rank, typical constants of the stack, no interval here")
+    applies = run.calibration is not None and run.calibration.stack == run.completed.setup.stack
+    constants = "constants of the calibration" if applies else "typical constants of the stack"
+    line(f"\none step: {1e3 * total:.1f} ms on the slowest rank, {constants}, no interval here")
     for bar, (name, seconds) in zip(_bars(found.time_parts(), total), found.time_parts(), strict=True):
         line(f"  {1e3 * seconds:10.1f} ms {100 * seconds / total:5.1f} %  {bar}  {name}")
     device = found.memory.device / 2**30

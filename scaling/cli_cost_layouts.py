@@ -9,6 +9,7 @@ from scaling.cli_options import Json, console, print_json
 from scaling.errors import UserError
 
 if TYPE_CHECKING:
+    from analysis.cost.defaults import Choice
     from analysis.cost.layouts import LayoutSearch
     from scaling.cli_cost_options import Run
 
@@ -43,16 +44,17 @@ def layouts(
     found = search(run.completed.setup, open_fields, top, run.calibration)
     answer = search_dict(found, run.completed.tokens, open_fields, run.calibration)
     if as_json:
-        print_json({**answer, "choices": _choices(run), "warnings": list(run.warnings)})
+        choices = [vars(choice).copy() for choice in _choices(run)]
+        print_json({**answer, "choices": choices, "warnings": list(run.warnings)})
     else:
         _show(answer, found, run)
 
 
-def _choices(run: "Run") -> list[dict[str, Any]]:
+def _choices(run: "Run") -> list["Choice"]:
     """What was chosen before the search."""
     from analysis.cost.layout_space import LAYOUT_FIELDS
 
-    return [vars(choice).copy() for choice in run.choices if choice.field not in LAYOUT_FIELDS]
+    return [choice for choice in run.choices if choice.field not in LAYOUT_FIELDS]
 
 
 def _show(answer: dict[str, Any], found: "LayoutSearch", run: "Run") -> None:
@@ -75,13 +77,11 @@ def _show(answer: dict[str, Any], found: "LayoutSearch", run: "Run") -> None:
         for place, each in enumerate(answer["layouts"][1:], start=2):
             line(f"1 against {place}: {each['why']}")
         line("predictions err by some percent from layout to layout: run each for a few steps before you choose")
-    elif answer["nothing_fits"] is None:
-        line("no layout is possible", "red")
     if answer["nothing_fits"] is not None:
         _show_nothing(line, answer["nothing_fits"], setup)
     line(counts_line(found))
     for choice in _choices(run):
-        line(f"chosen for you: {choice['field']} = {choice['value']}: {choice['why']}")
+        line(f"chosen for you: {choice}: {choice.why}")
     for warning in run.warnings:
         line(f"warning: {warning}", "yellow")
 

@@ -35,6 +35,9 @@ class Choice:
     value: Any
     why: str
 
+    def __str__(self) -> str:
+        return f"{self.field} = {count(self.value) if isinstance(self.value, float) else self.value}"
+
 
 @dataclass(frozen=True)
 class Completed:

@@ -1,16 +1,15 @@
 """Whether a setup can be run at all: sizes that divide what they must, precisions that the device has."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from analysis.cost.architecture import Architecture
 from analysis.cost.devices import Device
 from analysis.cost.setup import Precision, Setup
 from scaling.errors import UserError
 
 #: The peak of a device that says whether it can train in a precision; mxfp8 and nvfp4 came with Blackwell's fp4 units.
 _NEEDS: dict[Precision, str] = {"bf16": "bf16", "fp16": "fp16", "fp8": "fp8", "mxfp8": "fp4", "nvfp4": "fp4"}
-
-
 _SIZES = (
     "num_gpus",
     "seq_length",
@@ -60,9 +59,20 @@ def nearest_multiples(value: int, unit: int) -> str:
 
 def nearest_divisors(value: int, total: int) -> str:
     """The divisors of `total` around `value`, in words."""
-    divisors = [size for size in range(1, total + 1) if total % size == 0]
-    below = [size for size in divisors if size < value][-1:]
-    above = [size for size in divisors if size > value][:1]
+    return _around(value, [size for size in range(1, total + 1) if total % size == 0])
+
+
+def divides_heads(model: Architecture, tensor_ranks: int) -> bool:
+    """Whether ranks have whole query heads each, and whole key/value heads or a copy of one."""
+    groups = model.num_query_groups
+    shared = model.is_latent or groups % tensor_ranks == 0 or tensor_ranks % groups == 0
+    return model.num_attention_heads % tensor_ranks == 0 and shared
+
+
+def _around(value: int, sizes: Sequence[int]) -> str:
+    """Of ascending sizes the last below `value` and the first above it, in words."""
+    below = [size for size in sizes if size < value][-1:]
+    above = [size for size in sizes if size > value][:1]
     return " or ".join(map(str, below + above))
 
 
@@ -92,11 +102,13 @@ def _precision_problems(setup: Setup) -> Iterator[str]:
 def _model_problems(setup: Setup) -> Iterator[str]:
     """What the geometry of the model does not let one divide."""
     model, tensor, context = setup.model, setup.tensor_parallel_size, setup.context_parallel_size
-    if model.num_attention_heads % tensor:
-        yield (
-            f"tensor_parallel_size = {tensor}: does not divide the {model.num_attention_heads} attention heads of "
-            f"{model.name}: choose {nearest_divisors(tensor, model.num_attention_heads)}"
-        )
+    if not divides_heads(model, tensor):
+        heads, groups = model.num_attention_heads, model.num_query_groups
+        why = f"does not divide the {heads} attention heads of {model.name}"
+        if heads % tensor == 0:
+            why = f"neither divides the {groups} query groups of {model.name} nor is a multiple of them"
+        possible = [size for size in range(1, heads + 1) if divides_heads(model, size)]
+        yield f"tensor_parallel_size = {tensor}: {why}: choose {_around(tensor, possible)}"
     # causal context ranks take a piece from each end of the sequence, so that all have as much to do
     if context > 1 and setup.seq_length % (2 * context):
         yield (

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from math import ceil, gcd
 
 from analysis.cost.devices import Device
+from analysis.cost.feasibility import divides_heads
 from analysis.cost.setup import Setup, Sharding
 
 #: Fields of a Setup that a search chooses where they are open.
@@ -107,15 +108,17 @@ def _arrangements(template: Setup, open_fields: Collection[str]) -> Iterator[Set
 
 
 def _problem(setup: Setup, open_fields: Collection[str]) -> str | None:
-    """Why a division cannot be, or is never worth it; None where it can."""
+    """Why a division cannot be, or is never worth it, in words that can be counted; None where it can.
+
+    What cannot be is what feasibility.py refuses, with numbers and the nearest choice, for a layout that is given.
+    """
     model, device, tensor = setup.model, setup.device, setup.tensor_parallel_size
     pipeline, context, expert = setup.pipeline_parallel_size, setup.context_parallel_size, setup.expert_parallel_size
     if setup.num_gpus % (tensor * pipeline * context):
         return "sizes do not divide the GPUs"
     if "tensor_parallel_size" in open_fields and not _in_nodes(tensor, device):
         return "tensor ranks would leave the GPUs that fast links join"
-    groups = model.num_query_groups
-    if model.num_attention_heads % tensor or (not model.is_latent and groups % tensor and tensor % groups):
+    if not divides_heads(model, tensor):
         return "tensor ranks do not divide the heads"
     if "pipeline_parallel_size" in open_fields and not (_alike(setup, pipeline) or _nearly_alike(setup, pipeline)):
         return "pipeline ranks do not divide the layers"

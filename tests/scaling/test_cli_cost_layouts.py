@@ -114,5 +114,6 @@ def test_sizes_that_exclude_each_other_are_said(run):
     with open("config.json", "w", encoding="utf-8") as file:
         json.dump(config, file)
     arguments = ("--model", "config.json", "--gpu", "H100-SXM", "--num-gpus", 48, "--tensor-parallel-size", 6)
-    code, out, _ = run(*arguments)
-    assert code == 0 and "no layout is possible" in out and "tensor ranks do not divide the heads" in out
+    code, _, err = run(*arguments)
+    assert code == 2 and "choose 4 or 8" in err
+    assert "tensor_parallel_size = 6: neither divides the 8 query groups" in err

@@ -12,6 +12,7 @@ from scaling.errors import UserError
 
 DENSE = Architecture("dense", 32, 4096, 32, 8, 128, 14336, 128256)
 EXPERTS = replace(DENSE, name="experts", num_experts=64, moe_router_topk=2, moe_ffn_hidden_size=1024)
+GROUPS = replace(DENSE, name="grouped", num_attention_heads=48, num_query_groups=12)
 SETUP = Setup(DENSE, find_device("H100"), num_gpus=64, seq_length=4096, global_batch_size=512)
 
 
@@ -23,6 +24,7 @@ SETUP = Setup(DENSE, find_device("H100"), num_gpus=64, seq_length=4096, global_b
         ({"num_gpus": 60, "tensor_parallel_size": 8}, "num_gpus = 60: .*1 x 1 = 8: choose 56 or 64"),
         ({"num_gpus": 4, "tensor_parallel_size": 8}, "num_gpus = 4: .*choose 8$"),
         ({"tensor_parallel_size": 3, "num_gpus": 48}, "tensor_parallel_size = 3: .*32 attention heads.*choose 2 or 4"),
+        ({"model": GROUPS, "tensor_parallel_size": 8}, "= 8: neither divides the 12 query groups.*choose 6 or 12"),
         ({"pipeline_parallel_size": 64}, "pipeline_parallel_size = 64: more stages than the 32 layers.*choose 32"),
         ({"virtual_pipeline_parallel_size": 2}, "needs pipeline_parallel_size of 2 or more: choose 1"),
         ({"pipeline_parallel_size": 8, "virtual_pipeline_parallel_size": 5}, "8 x 5 stages.*choose 4"),
