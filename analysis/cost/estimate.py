@@ -28,7 +28,6 @@ from analysis.cost.run_utilisation import RunFacts, run_gpu_hours, unlike_publis
 from analysis.cost.setup import Setup
 from analysis.cost.step import StepTime, busy_share
 
-_GIB = 2.0**30
 #: 6ND of the smallest published run that run_utilisation has learnt from is 7e18.
 _SMALLEST_PUBLISHED = 5e18
 _MOST_REMEDIES = 3

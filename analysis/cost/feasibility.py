@@ -1,4 +1,7 @@
-"""Whether a setup can be run at all: sizes that divide what they must, precisions that the device has."""
+"""Whether a setup can be run at all: sizes that divide what they must, precisions that the device has.
+
+Of any software; scaling/layouts.py has the rules of our own trainer, which takes pieces of unequal size too.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

@@ -174,7 +174,7 @@ def shardings(division: Setup, open_fields: Collection[str]) -> tuple[Sharding, 
     """What the stack's users take, from least to most; a pipeline would gather divided weights again and again."""
     if "sharding" not in open_fields or division.data_parallel_size * division.context_parallel_size == 1:
         return (division.sharding,)
-    if not division.stack.startswith("fsdp"):
+    if not division.is_fsdp:
         return ("zero1",)
     return ("zero2",) if division.pipeline_parallel_size > 1 else ("zero2", "zero3")
 

@@ -185,7 +185,7 @@ def _recomputed(variant: Setup, margin: float) -> list[tuple[Setup, MemoryEstima
         # memory is convex in the share, a maximum over ranks: the line between both ends does not underestimate it
         layers = max(1, variant.model.num_layers // variant.pipeline_parallel_size)
         trials = [replace(whole, recompute_share=math.ceil(layers * (most - room) / (most - least)) / layers)]
-    if not variant.flash_attention or variant.stack.startswith("fsdp"):  # elsewhere it is what flash attention does
+    if not variant.flash_attention or variant.is_fsdp:  # elsewhere it is what flash attention does
         trials.append(replace(variant, recompute_granularity="selective"))
     return [(trial, memory(trial)) for trial in trials]
 

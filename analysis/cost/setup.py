@@ -54,6 +54,16 @@ class Setup:
         return self.num_gpus // (self.tensor_parallel_size * self.pipeline_parallel_size * self.context_parallel_size)
 
     @property
+    def is_fsdp(self) -> bool:
+        """Whether torch's FSDP trains it, compiled or not."""
+        return self.stack in ("fsdp_compiled", "fsdp_eager")
+
+    @property
+    def fetches_weights(self) -> bool:
+        """Whether weights are gathered and gradients scattered with every micro-batch, not once a step."""
+        return self.sharding == "zero3" or self.sharding == "zero2" and self.is_fsdp
+
+    @property
     def sharding_ranks(self) -> int:
         """Ranks that share one copy of what is sharded."""
         return self.sharding_size or self.data_parallel_size * self.context_parallel_size

@@ -118,7 +118,7 @@ def _layer(setup: Setup, constants: Constants, rates: Rates, moe: bool) -> _Laye
     again = 0.0
     if setup.recompute_granularity == "full":
         again = setup.recompute_share * forward.total
-    elif setup.recompute_granularity == "selective" and setup.stack.startswith("fsdp"):
+    elif setup.recompute_granularity == "selective" and setup.is_fsdp:
         # torchtitan's policy: attention and every other product are kept, all that is cheap is computed again
         again = forward.elementwise + forward.linear / 2
     elif setup.recompute_granularity == "selective" and not setup.flash_attention:
@@ -139,13 +139,12 @@ def _layer(setup: Setup, constants: Constants, rates: Rates, moe: bool) -> _Laye
 
 def _fetched_weights(setup: Setup, constants: Constants, moe: bool) -> tuple[float, float]:
     """(gather of the weights, scatter of the gradients) of one layer in one micro-batch under FSDP; else zeros."""
-    if setup.sharding not in ("zero2", "zero3") or setup.sharding == "zero2" and not setup.stack.startswith("fsdp"):
+    if not setup.fetches_weights:
         return 0.0, 0.0
     block = block_parameters(setup.model, moe)
     held = (block.total - block.routed_experts) / setup.tensor_parallel_size
     held += block.routed_experts / setup.expert_parallel_size
     size = setup.sharding_ranks
-
     crosses = size * setup.tensor_parallel_size > setup.device.scale_up_size
     slower = constants.fetch_slowdown if crosses else 1.0
 
@@ -186,7 +185,7 @@ def _data_seconds(setup: Setup, constants: Constants, layers: list[tuple[_Layer,
     data, ranks = setup.data_parallel_size * setup.context_parallel_size, setup.pipeline_parallel_size
     tensor = setup.tensor_parallel_size
     ends = setup.model.vocab_size * setup.model.hidden_size / tensor
-    if setup.sharding in ("zero2", "zero3") and setup.stack.startswith("fsdp") or setup.sharding == "zero3":
+    if setup.fetches_weights:
         size = setup.sharding_ranks
         fetched = 2.0 * gather_seconds(_WEIGHT_BYTES * 2 * ends, size, tensor, setup.device, constants)
         copies = data // size
