@@ -204,9 +204,7 @@ class _Summary:
         drawn = values[1:][~np.isnan(values[1:])]
         if len(drawn) and len(drawn) * 2 >= len(values) - 1:
             tail = (1 - self.level) / 2
-            low, high = (
-                np.quantile(drawn, at, method=how) for at, how in ((tail, "lower"), (1 - tail, "higher"))
-            )
+            low, high = (np.quantile(drawn, at, method=how) for at, how in ((tail, "lower"), (1 - tail, "higher")))
         return {"value": _finite(values[0]), "low": _finite(low), "high": _finite(high)}
 
 
@@ -275,9 +273,7 @@ def _otherwise(
         }
 
 
-def _wasted(
-    laws: Surface, loss: np.ndarray, best: np.ndarray, costs: Costs, level: float
-) -> dict[str, float | None]:
+def _wasted(laws: Surface, loss: np.ndarray, best: np.ndarray, costs: Costs, level: float) -> dict[str, float | None]:
     """Compute wasted by training the loss-optimal estimate, if a resample is the truth: its share of the FLOPs spent.
 
     A run of N* and D* reaches a loss L' there, which C'(L') FLOPs would have reached at best: 1 - C'(L') / C.

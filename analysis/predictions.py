@@ -122,9 +122,7 @@ def decided_with_form_error(
     if len(choice.forecasts) > 1:
         return {"of": AVERAGE, "flops": flops, **found}
     ends = wider(best, found)
-    alone = {
-        name: {"value": best[name]["value"], "low": ends[name][0], "high": ends[name][1]} for name in QUANTITIES
-    }
+    alone = {name: {"value": best[name]["value"], "low": ends[name][0], "high": ends[name][1]} for name in QUANTITIES}
     return {"of": choice.surface, "flops": flops, **alone}
 
 

@@ -130,9 +130,7 @@ def propose(
     )
 
 
-def _top(
-    belief: Belief, budget: float, space: Space, cost_of: Cost
-) -> tuple[tuple[np.ndarray, np.ndarray], list[str]]:
+def _top(belief: Belief, budget: float, space: Space, cost_of: Cost) -> tuple[tuple[np.ndarray, np.ndarray], list[str]]:
     """The IsoFLOP at the largest compute that its share pays, and a note when the runs have a larger one."""
     top, known = _isoflop(belief, _TOP_SHARE * budget, _SIZES_ON_TOP, space, cost_of), _largest_isoflop(belief)
     reached = 0.0 if top is None else float(6 * top[0][0] * top[1][0])

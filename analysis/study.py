@@ -166,9 +166,7 @@ def analyse(
     )
 
 
-def _check_settings(
-    resamples: int, level: float, seed: int, extrapolation: float, at_flops: Sequence[float]
-) -> None:
+def _check_settings(resamples: int, level: float, seed: int, extrapolation: float, at_flops: Sequence[float]) -> None:
     checks = (
         ("resamples", resamples, resamples >= 10, "must be at least 10; 1000 is usual"),
         ("level", level, 0 < level < 1, "must lie between 0 and 1; 0.9 is usual"),

@@ -115,7 +115,12 @@ def _config(corpus, size: tuple[int, int, int, int], threads: int) -> str:
             "schedule": {"warmup_steps": 50},
             "global_batch_size": batch,
             "train_steps": STEPS,
-            "execution": {"device": "cpu", "dtype": "float32", "num_threads": threads, "checkpoint_interval_seconds": 0},
+            "execution": {
+                "device": "cpu",
+                "dtype": "float32",
+                "num_threads": threads,
+                "checkpoint_interval_seconds": 0,
+            },
         }
     )
 
@@ -136,7 +141,15 @@ def measure(checkout: Path, label: str, threads: int, repeats: int, corpus) -> d
                     command = [sys.executable, "-c", OURS, str(config), f"{scratch}/run", str(corpus.path)]
                 else:
                     numbers = (layers, hidden, heads, batch, SEQ_LENGTH, STEPS, VALIDATION_SEQUENCES, threads)
-                    command = [sys.executable, "-c", NANOGPT, str(checkout), str(corpus.path), *map(str, numbers), name.split()[1]]
+                    command = [
+                        sys.executable,
+                        "-c",
+                        NANOGPT,
+                        str(checkout),
+                        str(corpus.path),
+                        *map(str, numbers),
+                        name.split()[1],
+                    ]
                 seconds, result = _timed(command, threads)
             times[name].append(seconds)
             loops[name].append(float(result[1]))
@@ -145,18 +158,26 @@ def measure(checkout: Path, label: str, threads: int, repeats: int, corpus) -> d
             if name == "scaling-lab":
                 out["causal_flops_per_second"], out["matmul_flops_per_second"] = float(result[3]), float(result[4])
                 out["matmul"] = result[5]
-            print(f"{label} {threads} threads, {name}: {seconds:.1f} s (loop {loops[name][-1]:.1f} s)", file=sys.stderr, flush=True)
+            print(
+                f"{label} {threads} threads, {name}: {seconds:.1f} s (loop {loops[name][-1]:.1f} s)",
+                file=sys.stderr,
+                flush=True,
+            )
     out["seconds"], out["loop_seconds"] = times, loops
     return out
 
 
 def _row(result: dict) -> str:
     middle = {name: statistics.median(values) for name, values in result["seconds"].items()}
-    spread = {name: f"{m:.1f} ({min(v):.1f}-{max(v):.1f})" for (name, v), m in zip(result["seconds"].items(), middle.values())}
+    spread = {
+        name: f"{m:.1f} ({min(v):.1f}-{max(v):.1f})" for (name, v), m in zip(result["seconds"].items(), middle.values())
+    }
     ratio = min(middle["nanoGPT eager"], middle["nanoGPT compiled"]) / middle["scaling-lab"]
     share = result["causal_flops_per_second"] / result["matmul_flops_per_second"]
     cells = [result["size"], result["threads"], *spread.values(), f"**{ratio:.2f}x**"]
-    cells += [f"{result['causal_flops_per_second'] / 1e9:.0f} of {result['matmul_flops_per_second'] / 1e9:.0f} ({share:.0%})"]
+    cells += [
+        f"{result['causal_flops_per_second'] / 1e9:.0f} of {result['matmul_flops_per_second'] / 1e9:.0f} ({share:.0%})"
+    ]
     return "| " + " | ".join(str(cell) for cell in cells) + " |"
 
 
@@ -172,10 +193,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if not (arguments.checkout / "model.py").is_file():
         raise SystemExit(f"{arguments.checkout}: holds no model.py; give the path of a nanoGPT checkout")
+    import torch
+
     from scaling.data.prepare import prepare_corpus
     from scaling.telemetry import device_name
-
-    import torch
 
     corpus = prepare_corpus("python", arguments.data_dir)
     results = [
@@ -185,7 +206,9 @@ def main() -> None:
     ]
     machine = f"{device_name(torch.device('cpu'))}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}, {platform.system()}"
     print(f"{machine}, {time.strftime('%Y-%m-%d')}; seconds for {STEPS} steps, median (range) of {arguments.repeats}\n")
-    print("| model | threads | scaling-lab | nanoGPT eager | nanoGPT compiled | faster than the better | causal model GFLOP/s of matmul GFLOP/s |")
+    print(
+        "| model | threads | scaling-lab | nanoGPT eager | nanoGPT compiled | faster than the better | causal model GFLOP/s of matmul GFLOP/s |"
+    )
     print("|---|---|---|---|---|---|---|")
     for result in results:
         print(_row(result))

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-
 #: Above it a float32 probability has its full relative precision, so the loss may be its logarithm.
 _SMALLEST_PROBABILITY = 1e-30
 
@@ -27,7 +26,9 @@ class RMSNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, weight_grad: Tensor | None, epsilon: float, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx, x: Tensor, weight: Tensor, weight_grad: Tensor | None, epsilon: float, dtype: torch.dtype
+    ) -> Tensor:
         inverse = torch.linalg.vecdot(x, x).mul_(1.0 / x.shape[-1]).add_(epsilon).rsqrt_().unsqueeze(-1)
         normed = x * inverse
         ctx.save_for_backward(normed, inverse, weight)
@@ -64,7 +65,15 @@ class Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, x: Tensor, weights_qkv, weights_out, rotation_q: Tensor, rotation_k: Tensor, mask: Tensor, heads: int, groups: int
+        ctx,
+        x: Tensor,
+        weights_qkv,
+        weights_out,
+        rotation_q: Tensor,
+        rotation_k: Tensor,
+        mask: Tensor,
+        heads: int,
+        groups: int,
     ):
         length, half = mask.shape[1], rotation_q.shape[-1]
         batch, size = x.shape[0] // length, 2 * half

@@ -109,7 +109,10 @@ class Mesh:
 
 def _grid(layout: Layout) -> np.ndarray:
     return np.arange(layout.world_size).reshape(
-        layout.pipeline_parallel_size, layout.data_parallel_size, layout.context_parallel_size, layout.tensor_parallel_size
+        layout.pipeline_parallel_size,
+        layout.data_parallel_size,
+        layout.context_parallel_size,
+        layout.tensor_parallel_size,
     )
 
 

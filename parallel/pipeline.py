@@ -101,7 +101,11 @@ class Pipeline:
         arguments = (ids,) if 0 in self.stages else ()
         last = self.mesh.layout.num_stages - 1 in self.stages
         self.schedule.step(*arguments, target=targets if last else None, losses=losses, return_outputs=False)
-        return torch.stack([loss.detach() for loss in losses]).sum() if losses else targets.new_zeros((), dtype=self._dtype)
+        return (
+            torch.stack([loss.detach() for loss in losses]).sum()
+            if losses
+            else targets.new_zeros((), dtype=self._dtype)
+        )
 
     @torch.no_grad()
     def forward(self, ids: Tensor, hidden_shape: tuple[int, ...]) -> Tensor | None:

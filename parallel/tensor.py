@@ -232,7 +232,9 @@ def row(x: Tensor, weights: Weights) -> Tensor:
 class Embedding(nn.Module):
     """Rows of a [V, D] table by token id, the table's rows divided over the ranks: ids [M] -> [M or M/n, D]."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, region: Region, partial: Axis | None = None, primary: bool = True):
+    def __init__(
+        self, vocab_size: int, hidden_size: int, region: Region, partial: Axis | None = None, primary: bool = True
+    ):
         super().__init__()
         self.start, rows = piece(vocab_size, region.axis)
         self.weight = nn.Parameter(torch.empty(rows, hidden_size))

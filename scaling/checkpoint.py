@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
-from torch import Tensor
 
 from parallel.mesh import Axis
 from scaling import checkpoint_format as disk

@@ -62,9 +62,7 @@ class RunOptions:
         Optional[str], typer.Option(help="gpipe, 1f1b, interleaved1f1b, zbv or dualpipev.")
     ] = None
     sharding: Annotated[Optional[str], typer.Option(help="none, zero1, zero2 or zero3 (FSDP).")] = None
-    recompute_granularity: Annotated[
-        Optional[str], typer.Option(help="none, selective (attention) or full.")
-    ] = None
+    recompute_granularity: Annotated[Optional[str], typer.Option(help="none, selective (attention) or full.")] = None
     sequence_parallel: Annotated[
         Optional[bool], typer.Option("--sequence-parallel/--no-sequence-parallel", help="Between tensor ranks.")
     ] = None

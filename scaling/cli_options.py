@@ -26,9 +26,7 @@ Speeds = Annotated[
 ]
 Device = Annotated[Optional[str], typer.Option("--device", help="Whose speed and price, such as H100.")]
 Utilisation = Annotated[Optional[float], typer.Option("--mfu", help="One utilisation for all sizes; needs --device.")]
-Price = Annotated[
-    Optional[float], typer.Option("--price", min=0, help="Your price of a device-hour, in US dollars.")
-]
+Price = Annotated[Optional[float], typer.Option("--price", min=0, help="Your price of a device-hour, in US dollars.")]
 
 
 def print_json(value: Any) -> None:

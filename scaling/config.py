@@ -139,9 +139,7 @@ class ScheduleConfig(_Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> "ScheduleConfig":
         if (self.name == "wsd") != (self.decay_steps is not None):
-            raise ValueError(
-                f"decay_steps = {self.decay_steps} with name = {self.name}: wsd needs it, cosine has none"
-            )
+            raise ValueError(f"decay_steps = {self.decay_steps} with name = {self.name}: wsd needs it, cosine has none")
         return self
 
 
@@ -150,7 +148,8 @@ class ExecutionConfig(_Frozen):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = Field(
-        "auto", description="of the matrix products; weights, loss and optimizer stay float32 (float64: all of it, for proofs)"
+        "auto",
+        description="of the matrix products; weights, loss and optimizer stay float32 (float64: all of it, for proofs)",
     )
     micro_batch_size: PositiveInt | None = Field(
         None, description="sequences per forward pass; default all of a rank's batch, cut to fill a pipeline"
@@ -162,7 +161,9 @@ class ExecutionConfig(_Frozen):
     checkpoint_interval_seconds: float = Field(20.0, ge=0, description="0 = only at the end")
     keep_checkpoints: int = Field(2, ge=2, description="older ones are deleted; two, so that one may be damaged")
     log_interval: PositiveInt = Field(1, description="steps between lines of metrics.jsonl")
-    evaluation_interval: PositiveInt | None = Field(None, description="steps between evaluations; default only at the end")
+    evaluation_interval: PositiveInt | None = Field(
+        None, description="steps between evaluations; default only at the end"
+    )
     kernels: Literal["auto", "torch", "lab", "apex", "addmm"] | dict[str, str] = Field(
         "auto", description="backend of the operations that have it, or of each by name; auto: the fastest that passes"
     )

@@ -81,7 +81,12 @@ class Engine:
     """
 
     def __init__(
-        self, config: RunConfig, device: torch.device, dtype: str, mesh: Mesh | None = None, kernels: Kernels = UNCHECKED
+        self,
+        config: RunConfig,
+        device: torch.device,
+        dtype: str,
+        mesh: Mesh | None = None,
+        kernels: Kernels = UNCHECKED,
     ):
         self.config, self.device, self.mesh = config, device, mesh or Mesh(config.parallel, device=device)
         self.stages = build_stages(config, self.mesh, kernels)

@@ -92,7 +92,9 @@ def _norm(config: ModelConfig, region: Region) -> nn.Module:
 def rotation_table(config: ModelConfig, positions: Tensor, dtype: torch.dtype = torch.complex64) -> Tensor:
     """Complex [T, 1, rotary/2]: exp(i t base^(-2 j / rotary)) for position t and pair j (Su et al., 2021)."""
     rotary = config.rotary_dim
-    frequency = config.rotary_base ** (-torch.arange(0, rotary, 2, dtype=torch.float64, device=positions.device) / rotary)
+    frequency = config.rotary_base ** (
+        -torch.arange(0, rotary, 2, dtype=torch.float64, device=positions.device) / rotary
+    )
     angle = torch.outer(positions.double(), frequency)
     return torch.polar(torch.ones_like(angle), angle).to(dtype).unsqueeze(1)
 
@@ -302,7 +304,9 @@ class Transformer(nn.Module):
             self.embedding = shared or made
         if self.is_first and config.position_embedding == "learned":
             self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-            self.position_embedding.shards = {"weight": replicated(tuple(self.position_embedding.weight.shape), self.region)}
+            self.position_embedding.shards = {
+                "weight": replicated(tuple(self.position_embedding.weight.shape), self.region)
+            }
         self.layers = nn.ModuleDict({str(i): Layer(config, place, self.region) for i in range(place.first_layer, end)})
         self._whole_layer = recompute(place.recompute_granularity == "full")
         self.start, rows = piece(config.vocab_size, tensor_axis)

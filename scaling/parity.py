@@ -183,7 +183,9 @@ def _train_all(configs: list[RunConfig]) -> list[dict[str, Any]]:
     return [train_here(config) for config in configs]
 
 
-def parity(cases: tuple[Case, ...] = CASES, on_row: Callable[[dict[str, Any]], None] | None = None) -> list[dict[str, Any]]:
+def parity(
+    cases: tuple[Case, ...] = CASES, on_row: Callable[[dict[str, Any]], None] | None = None
+) -> list[dict[str, Any]]:
     """Rows {layout, schedule, options, dtype, differences...}, one for each case and dtype.
 
     Differences are the largest over the steps, relative to the single process; the loss's includes the held-out loss.

@@ -6,7 +6,7 @@ wherever the candidates are close.
 """
 
 import os
-from typing import Any, Callable
+from typing import Callable
 
 import torch
 from pydantic import BaseModel, ConfigDict

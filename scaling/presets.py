@@ -145,7 +145,11 @@ PRESETS: dict[str, Preset] = {
     "gpt3-350m": _gpt3(24, 1024, 16, 350_000_000, 10**7, "the table's own geometry makes 356M, printed as 350M"),
     "gpt3-760m": _gpt3(24, 1536, 16, 760_000_000, 10**7),
     "gpt3-1.3b": _gpt3(
-        24, 2048, 16, 1_300_000_000, 10**8,
+        24,
+        2048,
+        16,
+        1_300_000_000,
+        10**8,
         "the table prints 24 heads of 128, which is not d_model = 2048 and would make 1.5B; 16 heads make 1.3B",
     ),  # fmt: skip
     "gpt3-2.7b": _gpt3(32, 2560, 32, 2_700_000_000, 10**8),

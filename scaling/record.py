@@ -80,7 +80,9 @@ class RunRecord(_Section):
     schedule_finished: bool = Field(description="whether the learning-rate schedule ran to its end")
     config: RunConfig
     parameters: int = Field(description="all parameters, embeddings included, tied weights counted once")
-    parameters_non_embedding: int = Field(description="without token and position embeddings and without an untied output layer")
+    parameters_non_embedding: int = Field(
+        description="without token and position embeddings and without an untied output layer"
+    )
     parameters_active: int = Field(description="used for each token; equal to `parameters` for a dense model")
     tokens: int = Field(description="training tokens seen, repeats included")
     flops: Flops

@@ -104,7 +104,9 @@ def whole_tensors(directory: Path) -> dict[str, Any]:
     return {name: whole.numpy() for name, whole in wholes.items()}
 
 
-def reshard(layouts: tuple[Case, ...] = LAYOUTS, on_row: Callable[[dict[str, Any]], None] | None = None) -> list[dict[str, Any]]:
+def reshard(
+    layouts: tuple[Case, ...] = LAYOUTS, on_row: Callable[[dict[str, Any]], None] | None = None
+) -> list[dict[str, Any]]:
     """Rows {saved_under, loaded_under, tensors, differing_tensors, max_relative_loss_difference, passed}: all pairs."""
     from parallel.local import run_distributed
 

@@ -125,7 +125,9 @@ def _take(run_dir: Path) -> Callable[[], None]:
     return give_back
 
 
-def train_one(config: RunConfig, corpus: PreparedCorpus, run_dir: Path, console: Any, first: bool = True) -> RunRecord | None:
+def train_one(
+    config: RunConfig, corpus: PreparedCorpus, run_dir: Path, console: Any, first: bool = True
+) -> RunRecord | None:
     """Train a run with a progress line now and then on a rich console; returns its record.
 
     Every rank of the run calls it, inside `connected`; the `first` one locks the directory and prints. None when

@@ -208,11 +208,15 @@ class _Trainer:
         except FileNotFoundError:
             return None
         except (ValueError, OSError) as error:
-            _warn(f"{path} cannot be read ({type(error).__name__}): choosing anew, so the run goes on to rounding, not to the bit")
+            _warn(
+                f"{path} cannot be read ({type(error).__name__}): choosing anew, so the run goes on to rounding, not to the bit"
+            )
             return None
         if precision.still_possible(kept, self.config.execution, self.device):
             return kept
-        _warn(f"{path}: {kept.dtype} with {kept.matmul} on {kept.device} is not possible here: the run goes on to rounding, not to the bit")
+        _warn(
+            f"{path}: {kept.dtype} with {kept.matmul} on {kept.device} is not possible here: the run goes on to rounding, not to the bit"
+        )
         return None
 
     def _new_choice(self) -> precision.Choice:

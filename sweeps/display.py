@@ -217,7 +217,8 @@ def show_predictions_held(console: Console, found: list[PredictionErrors]) -> No
         farthest = ", ".join(f"{cell} ({significant(ratio)} x)" for cell, ratio in errors.outside[:_FARTHEST])
         console.print(
             f"{errors.quantity} predicted before the runs: median error {percent(errors.median_error)}, "
-            f"{errors.within} of {errors.runs} within the 90 % interval" + (f"; farthest off: {farthest}" if farthest else ""),
+            f"{errors.within} of {errors.runs} within the 90 % interval"
+            + (f"; farthest off: {farthest}" if farthest else ""),
             soft_wrap=True,
         )
 

@@ -139,9 +139,7 @@ def shifted_sizes(factors):
     """A study whose sizes at each budget are moved by these factors."""
     parts = [isoflop_study(noise=0.001, shift=factor) for factor in factors]
     chosen = [part["flops_budget"] == np.unique(part["flops_budget"])[i] for i, part in enumerate(parts)]
-    return {
-        name: np.concatenate([part[name][rows] for part, rows in zip(parts, chosen)]) for name in parts[0]
-    }
+    return {name: np.concatenate([part[name][rows] for part, rows in zip(parts, chosen)]) for name in parts[0]}
 
 
 def test_off_centre_names_the_budgets_and_the_side():

@@ -166,7 +166,11 @@ def test_conventions_and_the_way_to_reproduce_are_spelled_out(page):
 
 def test_a_minimum_at_the_edge_is_shown_with_its_warning(rows, law, tmp_path):
     budgets = [{**fit, "interior": fit["flops"] < 3e12} for fit in law["isoflop"]["budgets"]]
-    warning = {"code": "AT_EDGE", "message": "the minimum at 3e12 FLOPs lies at the edge", "remedy": "add larger models"}
+    warning = {
+        "code": "AT_EDGE",
+        "message": "the minimum at 3e12 FLOPs lies at the edge",
+        "remedy": "add larger models",
+    }
     law = {**law, "isoflop": {**law["isoflop"], "budgets": budgets}, "warnings": [warning]}
     page = written(tmp_path, records=rows, law=law)
     assert "AT_EDGE the minimum at 3e12 FLOPs lies at the edge: add larger models" in page.text

@@ -24,7 +24,9 @@ def test_parameters_and_gradients_become_views_matrices_first():
 
 
 def test_neighbours_stack_and_others_do_not():
-    module = nn.ModuleDict({"a": nn.Linear(3, 4, bias=False), "b": nn.Linear(3, 2, bias=False), "c": nn.Linear(3, 1, bias=False)})
+    module = nn.ModuleDict(
+        {"a": nn.Linear(3, 4, bias=False), "b": nn.Linear(3, 2, bias=False), "c": nn.Linear(3, 1, bias=False)}
+    )
     flat = FlatParameters([module])
     both = flat.stacked(flat.data, ["a.weight", "b.weight"])
     assert torch.equal(both, torch.cat((module["a"].weight, module["b"].weight)))
@@ -41,11 +43,21 @@ def _model(tensor_rank: int = 0) -> nn.ModuleDict:
     for number in "01":
         up, down = nn.Linear(5, rows[1], bias=False), nn.Linear(columns[1], 3)
         up.shards = {"weight": Shard((7, 5), 0, rows[0])}
-        down.shards = {"weight": Shard((3, 5), 1, columns[0]), "bias": Shard((3,), partial=shared, primary=tensor_rank == 0)}
+        down.shards = {
+            "weight": Shard((3, 5), 1, columns[0]),
+            "bias": Shard((3,), partial=shared, primary=tensor_rank == 0),
+        }
         layers[number] = nn.ModuleDict({"up": up, "down": down})
     embedding = nn.Embedding(11, 5)
     embedding.shards = {"weight": Shard((11, 5), partial=shared, primary=tensor_rank == 0)}
-    return nn.ModuleDict({"embedding": embedding, "layers": layers, "final_norm": nn.LayerNorm(5), "output": nn.Linear(5, 11, bias=False)})
+    return nn.ModuleDict(
+        {
+            "embedding": embedding,
+            "layers": layers,
+            "final_norm": nn.LayerNorm(5),
+            "output": nn.Linear(5, 11, bias=False),
+        }
+    )
 
 
 @pytest.mark.parametrize("bucket_bytes", [1, 1 << 20])
@@ -84,7 +96,9 @@ def test_the_owned_rectangles_put_every_parameter_together_again(replicas):
                 assert torch.equal(rectangle, whole[name][at]), name
                 if shard.primary:
                     seen.setdefault(name, torch.zeros(shard.shape))[at] += 1
-    copies = {name: 2 if name.startswith(("final_norm", "output")) else 1 for name in whole}  # shards that nobody marked
+    copies = {
+        name: 2 if name.startswith(("final_norm", "output")) else 1 for name in whole
+    }  # shards that nobody marked
     assert seen.keys() == whole.keys()
     for name, count in seen.items():
         assert (count == copies[name]).all(), name

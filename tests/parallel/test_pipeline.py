@@ -31,7 +31,11 @@ def test_the_costliest_stage_costs_as_little_as_in_any_split():
     for _ in range(300):
         layers = dice.randint(1, 11)
         stages = dice.randint(1, min(layers, 5))
-        costs = (dice.choice([1.0, dice.random()]), dice.choice([0.0, 6 * dice.random()]), dice.choice([0.0, 6 * dice.random()]))
+        costs = (
+            dice.choice([1.0, dice.random()]),
+            dice.choice([0.0, 6 * dice.random()]),
+            dice.choice([0.0, 6 * dice.random()]),
+        )
         counts = split_layers(costs[0], layers, costs[1], costs[2], stages)
         assert len(counts) == stages and sum(counts) == layers and min(counts) >= 1
         best = min(_costliest(other, *costs) for other in _all_splits(layers, stages))
@@ -42,7 +46,9 @@ def test_stages_with_embedding_and_logits_have_fewer_layers():
     assert split_layers(1.0, 8, 0.0, 0.0, 4) == [2, 2, 2, 2]
     assert split_layers(1.0, 8, 0.0, 2.0, 2) == [5, 3]
     assert split_layers(1.0, 7, 1.0, 3.0, 3) == [2, 4, 1]
-    assert split_layers(1.0, 6, 0.5, 0.5, 4) == [1, 2, 2, 1], "equally good: the ends, with the largest matrices, are lighter"
+    assert split_layers(1.0, 6, 0.5, 0.5, 4) == [1, 2, 2, 1], (
+        "equally good: the ends, with the largest matrices, are lighter"
+    )
 
 
 def test_more_stages_than_layers_are_refused():

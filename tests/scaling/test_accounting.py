@@ -44,9 +44,7 @@ def test_what_each_option_adds(fields, per_layer, outside):
 
 
 def test_embedding_parameters_are_tables_and_an_untied_output():
-    count = parameter_count(
-        model(tie_word_embeddings=False, position_embedding="learned", max_position_embeddings=7)
-    )
+    count = parameter_count(model(tie_word_embeddings=False, position_embedding="learned", max_position_embeddings=7))
     assert count.embedding == (50 + 7 + 50) * 16
 
 

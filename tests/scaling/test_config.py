@@ -19,7 +19,14 @@ def test_how_a_run_is_carried_out_is_not_part_of_its_identity(run_config, run_va
 
 @pytest.mark.parametrize(
     "override",
-    ["seed=1", "train_steps=31", "model.num_layers=3", "optimizer.weight_decay=0.2", "schedule.warmup_steps=4", "data.fingerprint=x"],
+    [
+        "seed=1",
+        "train_steps=31",
+        "model.num_layers=3",
+        "optimizer.weight_decay=0.2",
+        "schedule.warmup_steps=4",
+        "data.fingerprint=x",
+    ],
 )
 def test_everything_that_decides_what_is_learned_is(run_config, run_values, override):
     assert build_config(run_values, "test", [override]).run_id != run_config.run_id

@@ -150,10 +150,13 @@ def _run_with_small_buckets(configs) -> list[tuple[list[float], int]]:
 
 def test_buckets_sent_during_the_backward_pass_hold_the_whole_gradient():
     """The tables of scaling/parity.py cannot say: their model fits into one bucket, which is sent at the end."""
-    (alone, _), = run_distributed(_run_with_small_buckets, 1, [Case().config("float64")])[0]
+    ((alone, _),) = run_distributed(_run_with_small_buckets, 1, [Case().config("float64")])[0]
     cases = {
         2: [Case(sizes(dp=2), {"micro_batch_size": 1}), Case(sizes(cp=2), {"recompute_granularity": "full"})],
-        4: [Case(sizes(pp=2, dp=2, pipeline_schedule="interleaved1f1b")), Case(sizes(dp=2, tp=2), {"micro_batch_size": 2})],
+        4: [
+            Case(sizes(pp=2, dp=2, pipeline_schedule="interleaved1f1b")),
+            Case(sizes(dp=2, tp=2), {"micro_batch_size": 2}),
+        ],
     }
     for ranks, chosen in cases.items():
         by_rank = run_distributed(_run_with_small_buckets, ranks, [case.config("float64") for case in chosen])

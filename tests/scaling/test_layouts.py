@@ -54,7 +54,10 @@ def layout(sizes: str) -> Layout:
             ["a multiple of 4 micro-batches", "makes 6"],
         ),
         (run("tp8", batch=1, seq_length=12, sequence_parallel=True), ["12 tokens", "tensor_parallel_size = 8"]),
-        (run("tp2", batch=2, micro=2, seq_length=15, sequence_parallel=True), ["15 tokens", "tensor_parallel_size = 2"]),
+        (
+            run("tp2", batch=2, micro=2, seq_length=15, sequence_parallel=True),
+            ["15 tokens", "tensor_parallel_size = 2"],
+        ),
         (run("pp2 dp2", pipeline_schedule="zbv", data_parallel_method="fsdp2"), ["tie_word_embeddings", "fsdp2"]),
     ],
 )

@@ -131,7 +131,9 @@ def _divided(configs):
                 piece.add_(shard.cut(_perturbed(name, whole), length))
         loss = float(engine.forward_backward(batch(0)))
         gradients = [gradient for _, gradient, _ in storage.segments()]
-        owned = [(name, offset, rectangle.numpy().copy()) for name, _, offset, rectangle in storage.owned_pieces(gradients)]
+        owned = [
+            (name, offset, rectangle.numpy().copy()) for name, _, offset, rectangle in storage.owned_pieces(gradients)
+        ]
         found.append((loss, owned))
     return found
 

@@ -5,7 +5,9 @@ from scaling.schedule import learning_rate
 
 
 def _rates(run_values, **schedule) -> list[float]:
-    config = build_config({**run_values, "schedule": schedule, "train_steps": 100, "optimizer": {"learning_rate": 2.0}}, "test")
+    config = build_config(
+        {**run_values, "schedule": schedule, "train_steps": 100, "optimizer": {"learning_rate": 2.0}}, "test"
+    )
     return [learning_rate(config, step) for step in range(100)]
 
 

@@ -55,7 +55,9 @@ def test_a_run_learns_and_its_record_adds_up(run_config, corpus, tmp_path):
     assert record.tokens == 30 * 4 * 32
     assert record.evaluation.tokens == 16 * 32
     assert record.evaluation.loss == pytest.approx(losses[-1], abs=0.5)
-    assert record.evaluation.bits_per_byte == pytest.approx(record.evaluation.loss / math.log(2) / corpus.bytes_per_token)
+    assert record.evaluation.bits_per_byte == pytest.approx(
+        record.evaluation.loss / math.log(2) / corpus.bytes_per_token
+    )
     assert record.flops.c_6nd == 6 * record.parameters * record.tokens
     assert record.flops.c_6nd < record.flops.causal < record.flops.full
     assert record.speed.tokens_per_second == pytest.approx(record.tokens / record.speed.seconds)
@@ -301,7 +303,9 @@ def test_a_full_disk_is_one_clear_message_and_keeps_the_last_checkpoint(run_valu
         "except UserError as error:\n"
         "    print('USER ERROR', error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(run_dir), str(corpus.path)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(run_dir), str(corpus.path)], capture_output=True, text=True
+    )
     assert done.stdout.startswith("USER ERROR"), done.stderr
     assert "disk space" in done.stdout
     assert checkpoint_format.steps(run_dir / "checkpoints")[0] == 5

@@ -61,9 +61,9 @@ def test_carbon_is_of_the_grid_that_the_user_names():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: energy_kwh(H100, known(1.0), pue=known(0.9)), "pue = 0.9: must be 1 or more"),
+        (lambda: energy_kwh(H100, known(1.0), pue=known(0.9)), "pue = 0.9: must be from 1 to 10"),
         (lambda: node_power_watts(H100, known(1.2)), "busy = 1.2: must be a share of the time"),
-        (lambda: co2_kg(known(1.0), -1.0), "grid carbon intensity = -1.0: must be 0 or more"),
+        (lambda: co2_kg(known(1.0), -1.0), "grid carbon intensity = -1.0: must be from 0"),
         (lambda: co2_kg(known(1.0), float("nan")), "grid carbon intensity = nan"),
     ],
 )

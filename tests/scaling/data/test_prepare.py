@@ -263,8 +263,11 @@ def test_verify_sees_a_flipped_bit(mine, tmp_path):
 
 @pytest.mark.parametrize(
     "options, words",
-    [({"name": "../up"}, "name = '../up'"), ({"validation_fraction": 1.0}, "validation_fraction = 1.0"),
-     ({"validation_fraction": 0.0}, "validation_fraction = 0.0")],
+    [
+        ({"name": "../up"}, "name = '../up'"),
+        ({"validation_fraction": 1.0}, "validation_fraction = 1.0"),
+        ({"validation_fraction": 0.0}, "validation_fraction = 0.0"),
+    ],
 )
 def test_impossible_options_are_refused(mine, tmp_path, options, words):
     with pytest.raises(UserError, match=words):

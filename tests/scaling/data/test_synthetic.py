@@ -68,8 +68,13 @@ def test_the_manifest_carries_the_truth(tmp_path):
 
 @pytest.mark.parametrize(
     "values, words",
-    [({"order": 0}, "order = 0"), ({"alphabet": 1}, "alphabet = 1"), ({"order": 4, "alphabet": 64}, "at most"),
-     ({"tokens": 1}, "tokens = 1"), ({"concentration": 0.0}, "concentration = 0.0")],
+    [
+        ({"order": 0}, "order = 0"),
+        ({"alphabet": 1}, "alphabet = 1"),
+        ({"order": 4, "alphabet": 64}, "at most"),
+        ({"tokens": 1}, "tokens = 1"),
+        ({"concentration": 0.0}, "concentration = 0.0"),
+    ],
 )
 def test_impossible_processes_are_refused(values, words):
     with pytest.raises(UserError, match=words):
