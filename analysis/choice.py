@@ -98,7 +98,8 @@ def combine(
 ) -> Prediction:
     """The weighted mean of predictions of one budget, with its interval.
 
-    steps_ahead: how far the target is beyond the data, in steps of the backtest; errors grow by a power of it from 1 on.
+    steps_ahead: how far the target is beyond the data, in steps of the backtest; errors grow by a power of it from 1
+    on.
     resolution: standard error of ln N* that the spacing of sizes alone allows. Raises UserError without predictions.
     """
     quantile = student_quantile(level, errors.num + 2)

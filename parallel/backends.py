@@ -84,7 +84,9 @@ def gradient_scaling(tensors: list[Tensor], factor: Tensor) -> None:
 
 
 def lab_rms_norm(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
-    """Adds the gradient straight to `weight.grad` where there is one; FSDP2 has none at first, or a weight that is cast."""
+    """Adds the gradient straight to `weight.grad` where there is one; FSDP2 has none at first, or a weight that is
+    cast.
+    """
     return functions.RMSNorm.apply(x, weight, weight.grad if weight.is_leaf else None, epsilon, dtype)
 
 

@@ -7,7 +7,8 @@ one flat float32 buffer, see parallel/data.py), so that accumulation over micro-
 nothing. They are for one tensor rank; the plain modules of scaling/model.py compute the same values on any number,
 and tests/parallel/test_functions.py holds the two against each other in float64.
 
-Weights arrive as parallel.tensor.Weights. Shapes: B sequences, T positions, M = B T tokens, H query heads, G key/value heads (query groups),
+Weights arrive as parallel.tensor.Weights. Shapes: B sequences, T positions, M = B T tokens, H query heads, G
+key/value heads (query groups),
 R = H / G, K channels a head, D hidden, F feed-forward, V vocabulary. Weights are [out, in].
 """
 

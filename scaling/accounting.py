@@ -2,8 +2,8 @@
 
 `parameter_shapes` is the ground truth: every weight by its module name and shape. The parameter
 count is its sum and the matrix-product FLOPs are read off the same shapes, so a count can never
-drift from the modules. Imports neither torch nor numpy. Models that our trainer cannot train (experts, latent attention)
-are counted in closed form by analysis/cost/counts.py.
+drift from the modules. Imports neither torch nor numpy. Models that our trainer cannot train (experts, latent
+attention) are counted in closed form by analysis/cost/counts.py.
 
 Four conventions for training FLOPs are in use and differ by up to 1.7x on long sequences, so a
 FLOP number never appears without the name of its convention (`FLOP_CONVENTIONS`).

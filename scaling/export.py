@@ -73,7 +73,8 @@ def _writing(path: Path) -> Iterator[None]:
 def export_run(run_dir: Path, out_dir: Path, warn: Callable[[str], None]) -> dict[str, Any]:
     """Write the newest whole checkpoint of a run as a folder for `AutoModelForCausalLM.from_pretrained`.
 
-    The folder holds model.safetensors (in the dtype of the weights, float32) and config.json, and for a run on bytes the tokenizer. It
+    The folder holds model.safetensors (in the dtype of the weights, float32) and config.json, and for a run on bytes
+    the tokenizer. It
     appears whole or not at all. Returns what was exported: run_id, step, architecture, parameters, files.
 
     Raises UserError for a folder without a run or checkpoint, a model that Llama cannot express, an

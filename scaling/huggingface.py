@@ -102,7 +102,8 @@ def _check_shapes(weights: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]
     ]
     if shown:
         raise UserError(
-            f"{source}: the weights are not those of its config: {'; '.join(shown)}: find the files that belong together"
+            f"{source}: the weights are not those of its config: {'; '.join(shown)}: find the files that belong "
+            f"together"
         )
 
 

@@ -115,7 +115,8 @@ def _pipeline(config: RunConfig) -> Iterator[str]:
     one_rank_has_both_ends = layout.rank_of_stage(layout.num_stages - 1) == 0
     if one_rank_has_both_ends and layout.uses_fsdp2 and model.tie_word_embeddings:
         yield (
-            f"parallel.data_parallel_method = fsdp2 with parallel.pipeline_schedule = {layout.pipeline_schedule}: needs "
+            f"parallel.data_parallel_method = fsdp2 with parallel.pipeline_schedule = {layout.pipeline_schedule}: "
+            f"needs "
             "model.tie_word_embeddings = false, since first and last stage, on one rank, would share a sharded weight"
         )
     split = layout.pipeline_split

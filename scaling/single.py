@@ -51,7 +51,9 @@ def connected() -> Iterator[bool]:
 
 
 def first_does(first: bool, action: Callable[[], T]) -> T | None:
-    """What the first rank's `action` returns, there; None elsewhere. Its UserError is raised on all ranks. Collective."""
+    """What the first rank's `action` returns, there; None elsewhere. Its UserError is raised on all ranks.
+    Collective.
+    """
     if _ranks_started() == 1:
         return action()
     import torch.distributed as dist
@@ -97,7 +99,8 @@ def configure(
 
 
 def _take(run_dir: Path) -> Callable[[], None]:
-    """Lock the run directory as a sweep's workers do and note the attempt; returns what undoes the one and ends the other.
+    """Lock the run directory as a sweep's workers do and note the attempt; returns what undoes the one and ends the
+    other.
 
     A finished run, which is only read, needs neither. Raises UserError when another process trains there.
     """

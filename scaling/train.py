@@ -74,12 +74,14 @@ def _warn(message: str) -> None:
 def _check(config: RunConfig, corpus: PreparedCorpus) -> None:
     if corpus.fingerprint != config.data.fingerprint:
         raise UserError(
-            f"data.fingerprint = {config.data.fingerprint[:16]}...: the corpus at {corpus.path} is {corpus.fingerprint[:16]}...; "
+            f"data.fingerprint = {config.data.fingerprint[:16]}...: the corpus at {corpus.path} is "
+            f"{corpus.fingerprint[:16]}...; "
             "point to the corpus of that fingerprint, or make a new run for this one"
         )
     if config.model.vocab_size < corpus.vocab_size:
         raise UserError(
-            f"model.vocab_size = {config.model.vocab_size}: the corpus has {corpus.vocab_size} token ids; raise vocab_size"
+            f"model.vocab_size = {config.model.vocab_size}: the corpus has {corpus.vocab_size} token ids; raise "
+            f"vocab_size"
         )
 
 
@@ -209,13 +211,15 @@ class _Trainer:
             return None
         except (ValueError, OSError) as error:
             _warn(
-                f"{path} cannot be read ({type(error).__name__}): choosing anew, so the run goes on to rounding, not to the bit"
+                f"{path} cannot be read ({type(error).__name__}): choosing anew, so the run goes on to rounding, not "
+                f"to the bit"
             )
             return None
         if precision.still_possible(kept, self.config.execution, self.device):
             return kept
         _warn(
-            f"{path}: {kept.dtype} with {kept.matmul} on {kept.device} is not possible here: the run goes on to rounding, not to the bit"
+            f"{path}: {kept.dtype} with {kept.matmul} on {kept.device} is not possible here: the run goes on to "
+            f"rounding, not to the bit"
         )
         return None
 
@@ -327,7 +331,8 @@ class _Trainer:
                 if not (math.isfinite(entry["loss"]) and math.isfinite(entry["grad_norm"])):
                     mark()
                     raise _Diverged(
-                        f"loss {entry['loss']}, gradient norm {entry['grad_norm']} at step {step}, learning rate {rate:.4g}"
+                        f"loss {entry['loss']}, gradient norm {entry['grad_norm']} at step {step}, learning rate "
+                        f"{rate:.4g}"
                     )
                 if metrics is not None:
                     metrics.write(entry)

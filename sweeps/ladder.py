@@ -1,9 +1,9 @@
 """Which layout trains a cell: the fastest by prediction of those that fit its devices.
 
 The *ladder* of a cell on n ranks lists its settings, data parallelism first: for every layout, by pipeline and then
-by tensor ranks, smaller and smaller micro-batches, then selective, then full recomputation. A cell gets the rung with the
-shortest predicted step that fits; one that runs out of memory all the same goes on from its checkpoint on a roomier rung
-of the same ladder. Memory is estimated by scaling.memory. Imports no torch.
+by tensor ranks, smaller and smaller micro-batches, then selective, then full recomputation. A cell gets the rung with
+the shortest predicted step that fits; one that runs out of memory all the same goes on from its checkpoint on a roomier
+rung of the same ladder. Memory is estimated by scaling.memory. Imports no torch.
 """
 
 from collections.abc import Callable, Iterator

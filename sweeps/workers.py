@@ -102,7 +102,8 @@ def _refuse_oversubscription(machine: Machine, workers: int, threads: int, ranks
     if workers * threads > 1 and workers * threads * ranks > machine.cores:
         processes = "" if ranks == 1 else f" x {ranks} processes a cell"
         raise UserError(
-            f"--workers {workers} x --threads {threads}{processes} = {workers * threads * ranks} threads, but there are "
+            f"--workers {workers} x --threads {threads}{processes} = {workers * threads * ranks} threads, but there "
+            f"are "
             f"{machine.cores} cores ({machine.cores_reason}): lower one of them"
         )
 
