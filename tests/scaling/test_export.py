@@ -125,8 +125,8 @@ def test_there_and_back_changes_no_bit(variant):
 @pytest.mark.parametrize("qk_norm", [False, True], ids=["llama", "qwen3"])
 def test_what_transformers_saves_in_several_files_can_be_imported(transformers, tmp_path, qk_norm):
     geometry = {
-        "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "
-        ""num_key_value_heads": 2,
+        "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2,
         "vocab_size": 509, "head_dim": 12, "rope_parameters": {"rope_type": "default", "rope_theta": 3000.0},
         "rms_norm_eps": 0.01, "initializer_range": 0.2,
     }  # fmt: skip
