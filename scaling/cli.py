@@ -38,7 +38,7 @@ SweepDir = Annotated[
 ]
 
 #: Trouble with the user's disk, not with the program.
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 
 
 def main(arguments: list[str] | None = None, command: str = "scaling") -> int:

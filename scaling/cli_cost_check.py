@@ -95,6 +95,9 @@ def calibrate(
     from analysis.cost.run_records import read_runs
 
     runs, refused = read_runs(source, group)
+    if refused and not runs:
+        first = refused[0]
+        raise UserError(f"{source}: none of {len(refused)} run(s) can be used, first {first['id']}: {first['reason']}")
     chosen = [run for run in runs if stack is None or run[0].stack == stack]
     if stack is not None and not chosen:
         seen = ", ".join(sorted({setup.stack for setup, _ in runs})) or "none"

@@ -34,6 +34,12 @@ PRIOR = {
 ODDS_PRIOR = {"tensor_overlap": 1.0, "data_overlap": 1.0}
 #: Residuals above this root mean square are no longer noise: the stack does something the model does not know.
 BAD_FIT = 0.10
+#: No constant comes near it, and no spread.
+_LARGEST_CONSTANT = 1e3
+#: |ln(predicted / measured)| of a run whose row is wrong: a thousand times, as of milliseconds.
+_OUT_OF_PROPORTION = math.log(1000.0)
+#: Times that the fit is repeated to see how it predicts runs it does not know.
+_MOST_FOLDS = 10
 #: How many runs the shipped noise counts as when the noise of these runs is estimated.
 _NOISE_RUNS = 4
 
@@ -71,20 +77,28 @@ class Calibration:
         )
 
     def to_json(self) -> str:
-        """For a file that `from_file` reads."""
-        return json.dumps(asdict(self), indent=2, allow_nan=True) + "\n"
+        """For a file that `from_file` reads; left_out is null where it is NaN."""
+        values = asdict(self) | {"left_out": None if math.isnan(self.left_out) else self.left_out}
+        return json.dumps(values, indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_file(cls, path: Path) -> "Calibration":
-        """Raises UserError when the file is not a calibration."""
+        """Raises UserError when the file is not a calibration, or its numbers are none that `calibrate` gives."""
         try:
             values: Any = json.loads(path.read_text(encoding="utf-8"))
             found = cls(**values)
+            found = replace(found, left_out=math.nan if found.left_out is None else float(found.left_out))
             unknown = set(found.changes) - set(PRIOR) - set(ODDS_PRIOR)
             if unknown or found.stack not in stack_names():
                 raise ValueError(f"unknown {', '.join(sorted(unknown)) or found.stack}")
+            for name, value in (*found.changes.items(), ("spread", found.spread)):
+                if not 0 < value < (1 if name in ODDS_PRIOR else _LARGEST_CONSTANT):
+                    raise ValueError(f"{name} = {value}")
+            for name in ("num_runs", "before", "after"):
+                if not 0 <= getattr(found, name) < math.inf:
+                    raise ValueError(f"{name} = {getattr(found, name)}")
             return found
-        except (OSError, UnicodeDecodeError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"calibration = {path}: is not one ({error}): make it with `scaling cost calibrate TABLE --out {path}`"
             ) from None
@@ -109,7 +123,7 @@ def step_interval(setup: Setup, calibration: Calibration | None = None) -> Inter
 def calibrate(runs: Sequence[tuple[Setup, float]], source: str) -> Calibration:
     """Fit a stack's constants to (setup, seconds of a step) of finished runs, all of one stack.
 
-    Raises UserError without runs and for several stacks.
+    Raises UserError without runs, for several stacks, and for a step time that is out of all proportion.
     """
     if not runs:
         raise UserError(f"{source}: no run has a step time and a setup that can be expressed: nothing to calibrate by")
@@ -117,15 +131,18 @@ def calibrate(runs: Sequence[tuple[Setup, float]], source: str) -> Calibration:
     if len(stacks) > 1:
         seen = ", ".join(stacks)
         raise UserError(f"{source}: runs of {len(stacks)} stacks ({seen}): calibrate one at a time, --stack")
-    changes = _fit(runs)
     shipped = constants_of(runs[0][0].stack)
+    for (setup, seconds), error in zip(runs, _errors(runs, shipped), strict=True):
+        if abs(error) > _OUT_OF_PROPORTION:
+            raise UserError(
+                f"{source}: a step of {seconds:g} s, where {step_time(setup, shipped).total:.3g} s are expected: "
+                "correct its unit, batch or layout"
+            )
+    changes = _fit(runs)
     residuals = _errors(runs, replace(shipped, **changes))
     left_out = math.nan
     if len(runs) > 2:
-        others = [[*runs[:index], *runs[index + 1 :]] for index in range(len(runs))]
-        left_out = _rms(
-            [_errors([run], replace(shipped, **_fit(rest)))[0] for run, rest in zip(runs, others, strict=True)]
-        )
+        left_out = _rms(_held_out_errors(runs, shipped))
     return Calibration(
         stack=runs[0][0].stack,
         changes=changes,
@@ -136,6 +153,16 @@ def calibrate(runs: Sequence[tuple[Setup, float]], source: str) -> Calibration:
         left_out=left_out,
         source=source,
     )
+
+
+def _held_out_errors(runs: Sequence[tuple[Setup, float]], shipped: Constants) -> list[float]:
+    """The error of each run when it is predicted from the others; many runs are held out by tenths."""
+    folds = min(len(runs), _MOST_FOLDS)
+    errors = []
+    for fold in range(folds):
+        rest = [run for index, run in enumerate(runs) if index % folds != fold]
+        errors += _errors(runs[fold::folds], replace(shipped, **_fit(rest)))
+    return errors
 
 
 def remaining_spread(residuals: Sequence[float], *, between: float, within: float) -> float:

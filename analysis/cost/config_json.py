@@ -38,6 +38,9 @@ _OPTIONAL = {
     list: ("layer_types", "mlp_only_layers", "attention_types", "attention_layers"),
 }  # fmt: skip
 
+#: Sizes above these are of no model.
+_MOST_LAYERS, _LARGEST = 10**4, 10**8
+
 #: Nested parts of a config.json whose fields are those of the language model.
 _PARTS = ("text_config", "llm_config", "language_config", "attn_config", "ffn_config")
 
@@ -56,10 +59,10 @@ def read_config_json(path: Path) -> tuple[Architecture, tuple[str, ...]]:
     """
     path = path / "config.json" if path.is_dir() else path
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}: give the config.json of a model") from None
-    except ValueError as error:  # of JSON and of UTF-8
+    except (ValueError, RecursionError) as error:  # of JSON and of UTF-8
         raise UserError(f"{path}: not JSON ({error}): give the config.json of a model") from None
     return architecture_of_config(values, str(path))
 
@@ -151,9 +154,10 @@ def _integer(config: dict[str, Any], names: tuple[str, ...], source: str) -> int
     value = _first(config, names)
     if value is None:
         raise UserError(f"{source}: {names[0]} is missing: only the config.json of a decoder-only transformer has it")
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    most = _MOST_LAYERS if names == _SIZES["num_layers"] else _LARGEST
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         field = next(name for name in names if config.get(name) is not None)
-        raise UserError(f"{source}: {field} = {value!r}: must be a positive integer")
+        raise UserError(f"{source}: {field} = {value!r}: must be a positive integer, at most {most}")
     return value
 
 

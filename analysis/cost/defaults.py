@@ -21,6 +21,8 @@ _SEQ_LENGTH = 4096
 _TOKENS_PER_PARAMETER = 20
 _MOST_DAYS = 30
 _MOST_GPUS = 2**15
+#: A thousand times all text that there is; more would overflow somewhere.
+_MOST_TOKENS = 1e18
 #: Share of the peak, with causal attention, that no published step passes.
 _BEST_UTILISATION = 0.7
 #: Weights and Adam's state of one parameter, at the least, under any sharding: bytes (bf16 and float32).
@@ -63,8 +65,8 @@ def complete_setup(model: Architecture, device: Device, tokens: float | None, gi
 
     Raises UserError when what is given is impossible together (analysis.cost.feasibility), or not positive.
     """
-    if tokens is not None and not 0 < tokens < math.inf:
-        raise UserError(f"tokens = {tokens:g}: must be above zero, such as 300B")
+    if tokens is not None and not 0 < tokens <= _MOST_TOKENS:
+        raise UserError(f"tokens = {tokens:g}: must be above zero and at most {_MOST_TOKENS:g}, such as 300B")
     check_sizes(given)
     choices: list[Choice] = []
     if tokens is None:

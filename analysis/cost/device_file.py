@@ -27,6 +27,8 @@ _FIELDS: dict[str, tuple[str, ...]] = {
 _OPTIONAL = ("source", "date")
 #: A peak within this share of twice a dense one is that chip's figure with sparsity.
 _SPARSE_TOLERANCE = 0.005
+#: Above it a number is in another unit than its field's.
+_LARGEST = 1e7
 
 
 def load_device(path: Path) -> Device:
@@ -38,7 +40,7 @@ def load_device(path: Path) -> Device:
     try:
         text = Path(path).read_text(encoding="utf-8")
         entry = json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:  # of UTF-8, JSON and YAML
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: cannot be read as a device ({reason}): give a YAML or JSON file") from None
     if not isinstance(entry, Mapping):
@@ -83,5 +85,6 @@ def _check_fields(path: Path, prefix: str, given: Mapping[str, Any], known: Any,
 
 def _check_number(path: Path, field: str, value: Any, whole: bool = False) -> None:
     number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value <= 0:
-        raise UserError(f"{path}: {field} = {value}: must be a {'whole ' if whole else ''}number greater than 0")
+    if not number or not 0 < value <= _LARGEST:
+        what = f"a {'whole ' if whole else ''}number greater than 0, at most {_LARGEST:g}"
+        raise UserError(f"{path}: {field} = {value}: must be {what}")

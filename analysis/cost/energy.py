@@ -14,7 +14,6 @@ power from another meter). Busy shares of the others are estimates: 0.95 where o
 a pipeline over 64 nodes, 0.85 where nothing is known.
 """
 
-import math
 from dataclasses import dataclass
 
 from analysis.cost.devices import Device
@@ -32,6 +31,8 @@ BOARD_SHARE = Interval(0.70, 0.55, 0.85)
 #: PaLM reports 1.08, LLaMA assumes 1.1, OLMo 2 reports 1.12 and 1.2, BLOOM 1.2; the surveyed average of all
 #: data centres is 1.56 (Uptime Institute Global Data Center Survey 2024).
 TYPICAL_PUE = Interval(1.15, 1.08, 1.56)
+#: Above these a number is a slip: the dirtiest grids have about 1,000 g CO2e per kWh.
+_MOST_PUE, _MOST_GRAMS = 10.0, 1e4
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,10 @@ def energy_kwh(
     `known(x)` is for a busy share or a PUE (power usage effectiveness, the building's power over the machines') that
     one knows. Raises UserError for a PUE below 1 and a busy share outside of 0 to 1.
     """
-    if not 1 <= pue.low <= pue.value <= pue.high:
-        raise UserError(f"pue = {pue.value:g}: must be 1 or more, the building's power over the machines'")
+    if not 1 <= pue.low <= pue.value <= pue.high <= _MOST_PUE:
+        raise UserError(
+            f"pue = {pue.value:g}: must be from 1 to {_MOST_PUE:g}, the building's power over the machines'"
+        )
     power = node_power_watts(device, busy)
     return None if power is None else product(product(gpu_hours, power), pue).scaled(1e-3)
 
@@ -96,8 +99,8 @@ def co2_kg(energy: Interval, grams_per_kwh: float) -> Interval:
 
     Raises UserError for an intensity that is not a number of 0 or more.
     """
-    if not math.isfinite(grams_per_kwh) or grams_per_kwh < 0:
-        raise UserError(f"grid carbon intensity = {grams_per_kwh}: must be 0 or more g CO2e per kWh")
+    if not 0 <= grams_per_kwh <= _MOST_GRAMS:
+        raise UserError(f"grid carbon intensity = {grams_per_kwh}: must be from 0 to {_MOST_GRAMS:g} g CO2e per kWh")
     return product(energy, known(grams_per_kwh / 1e3))
 
 

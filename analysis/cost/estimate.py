@@ -30,6 +30,8 @@ from analysis.cost.step import StepTime, busy_share
 
 #: 6ND of the smallest published run that run_utilisation has learnt from is 7e18.
 _SMALLEST_PUBLISHED = 5e18
+#: Published hours know 6ND alone. In the runs behind them attention adds at most a third; in longer sequences far more.
+_MOST_ATTENTION = 1.5
 _MOST_REMEDIES = 3
 
 
@@ -120,7 +122,7 @@ def estimate(setup: Setup, tokens: float, assumptions: Assumptions) -> Estimate:
     share = goodput(setup.num_gpus) if assumptions.goodput is None else known_goodput(assumptions.goodput)
     steps_hours = seconds.scaled(tokens / setup.tokens_per_step * setup.num_gpus / 3600)
     from_step = product(steps_hours, quotient(1.0, share))
-    published = _published_hours_apply(setup, flops["c_6nd"], assumptions)
+    published = _published_hours_apply(setup, flops, assumptions)
     facts = _facts(setup, tokens, assumptions)
     hours = run_gpu_hours(facts) if published else from_step
 
@@ -168,9 +170,10 @@ def _flops_per_token(setup: Setup, convention: str) -> float:
     return none + (chosen - none) * (setup.recompute_share if mode == "full" else 1.0)
 
 
-def _published_hours_apply(setup: Setup, c_6nd: float, assumptions: Assumptions) -> bool:
+def _published_hours_apply(setup: Setup, flops: dict[str, float], assumptions: Assumptions) -> bool:
     guessed = assumptions.layout_is_guessed and assumptions.goodput is None and assumptions.calibration is None
-    return guessed and not setup.device.is_cpu_core and c_6nd >= _SMALLEST_PUBLISHED
+    like = flops["c_6nd"] >= _SMALLEST_PUBLISHED and flops["causal"] <= _MOST_ATTENTION * flops["c_6nd"]
+    return guessed and not setup.device.is_cpu_core and like
 
 
 def _facts(setup: Setup, tokens: float, assumptions: Assumptions) -> RunFacts:

@@ -24,6 +24,8 @@ _SIZES = (
     "context_parallel_size",
     "expert_parallel_size",
 )
+#: More GPUs, and larger sizes of anything else, are of no run; searches go through the divisors of the GPUs.
+_MOST_GPUS, _LARGEST = 10**6, 10**9
 
 
 def check_setup(setup: Setup) -> None:
@@ -39,7 +41,7 @@ def is_possible(setup: Setup) -> bool:
 
 
 def check_sizes(given: Mapping[str, Any]) -> None:
-    """Raises UserError for a size among the fields of a setup that is not 1 or more."""
+    """Raises UserError for a size among the fields of a setup that is below 1, or of no run."""
     problem = next(_size_problems(given), None)
     if problem is not None:
         raise UserError(problem)
@@ -92,8 +94,11 @@ def _problems(setup: Setup) -> Iterator[str]:
 
 def _size_problems(fields: Mapping[str, Any]) -> Iterator[str]:
     for name in _SIZES:
+        most = _MOST_GPUS if name == "num_gpus" else _LARGEST
         if fields.get(name, 1) < 1:
             yield f"{name} = {fields[name]}: must be 1 or more"
+        elif fields.get(name, 1) > most:
+            yield f"{name} = {fields[name]}: must be at most {most:,}"
 
 
 def _precision_problems(setup: Setup) -> Iterator[str]:
@@ -141,6 +146,11 @@ def _pipeline_problems(setup: Setup) -> Iterator[str]:
         yield (
             f"virtual_pipeline_parallel_size = {chunks}: {ranks} x {chunks} stages are more than the "
             f"{model.num_layers} layers of {model.name}: choose {model.num_layers // ranks}"
+        )
+    elif chunks > 1 and setup.pipeline_schedule != "interleaved1f1b":
+        yield (
+            f"virtual_pipeline_parallel_size = {chunks}: pipeline_schedule = {setup.pipeline_schedule} has none: "
+            "choose 1 or interleaved1f1b"
         )
 
 

@@ -41,7 +41,7 @@ def find_model(name: str) -> Architecture:
     `-L<N>` at the end gives a model cut to N layers, as benchmarks use it: windowed and dense layers keep their share
     (at least one dense layer where there were any), and there is no multi-token prediction.
 
-    Raises UserError with the nearest names for an unknown model, and with the reason for one whose layers no
+    Raises UserError with the nearest names for an unknown model, for more layers than it has, and with the reason for one whose layers no
     Architecture describes.
     """
     cut = re.fullmatch(r"(.+?)[-_ ][Ll]([1-9]\d*)", name.strip())
@@ -54,6 +54,10 @@ def find_model(name: str) -> Architecture:
         arch = _preset(found or stem)
         if arch is None:
             raise UserError(_refusal(name, stem, [*rows, *names["aliases"]], names["not_expressible"]))
+    if cut and int(cut[2]) > arch.num_layers:
+        raise UserError(
+            f"model = {name!r}: {arch.name} has {arch.num_layers} layers: choose -L1 to -L{arch.num_layers}"
+        )
     return _truncated(arch, int(cut[2])) if cut else arch
 
 

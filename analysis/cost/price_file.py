@@ -26,7 +26,7 @@ def price_from_file(path: Path, device_name: str) -> Price:
     """
     try:
         table = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:  # of UTF-8 and YAML
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: cannot be read as prices ({reason}): give a YAML file") from None
     if not isinstance(table, Mapping):

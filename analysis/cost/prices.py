@@ -4,7 +4,6 @@ A price without a date is a rumour: every quote in prices.yaml has one, and a pr
 months says so wherever it is used.
 """
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from analysis.cost.tables import read_table
 from scaling.errors import UserError
 
 _STALE_AFTER = timedelta(days=183)
+#: Above it a price is a slip of the keyboard.
+_MOST_USD = 1e6
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ def own_price(usd_per_hour: float, device: str, today: date | None = None) -> Pr
 
     Raises UserError when it is negative or not a number.
     """
-    if not math.isfinite(usd_per_hour) or usd_per_hour < 0:
-        raise UserError(f"price = {usd_per_hour}: must be 0 or more US dollars per device-hour")
+    if not 0 <= usd_per_hour <= _MOST_USD:
+        raise UserError(f"price = {usd_per_hour}: must be from 0 to {_MOST_USD:g} US dollars per device-hour")
     return Price(
         device=device,
         low=usd_per_hour,

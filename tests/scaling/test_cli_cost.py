@@ -189,6 +189,16 @@ def test_explain_draws_and_tells(run, tmp_path):
         assert said in out, out
     code, _, err = run("explain", *RUN, "--plot", "why.txt")
     assert code == 2 and "--plot why.txt: must end in .svg" in err
+    code, _, err = run("explain", *RUN, "--plot", "absent/why.svg")
+    assert code == 2 and "absent/why.svg" in err
+
+
+def test_sequences_longer_than_any_published_run_are_priced_by_their_step(run):
+    usual, long = (
+        answered(run, "--params", "7B", "--tokens", "1T", "--gpu", "H100", "--seq-length", length)
+        for length in ("4096", "1048576")
+    )
+    assert long["gpu_hours"]["value"] > 5 * usual["gpu_hours"]["value"]
 
 
 @pytest.mark.parametrize(
@@ -200,6 +210,9 @@ def test_explain_draws_and_tells(run, tmp_path):
         (("--model", "llama-3-71b", "--gpu", "H100"), "did you mean"),
         (("--model", "none.json", "--gpu", "H100"), "none.json"),
         (("--params", "7B", "--gpu", "H100", "--tokens", "-5"), "--tokens -5: must be a number above zero"),
+        (("--params", "7B", "--gpu", "H100", "--tokens", "1e300"), "tokens = 1e+300: must be above zero and at most"),
+        (("--params", "7B", "--gpu", "H100", "--price", "1e308"), "price = 1e+308: must be from 0"),
+        (("--model", "llama3-8b-L99", "--gpu", "H100"), "llama3-8b has 32 layers: choose -L1 to -L32"),
         (("--params", "7B", "--gpu", "H100", "--tokens", "many"), "--tokens many: must be a number above zero"),
         (("--params", "7Q", "--gpu", "H100"), "--params 7Q"),
         (("--params", "7B", "--model", "llama-3-70b", "--gpu", "H100"), "has 70.6B parameters: leave --params out"),
@@ -211,9 +224,9 @@ def test_explain_draws_and_tells(run, tmp_path):
         (("--params", "7B", "--gpu", "H100", "--pipeline-parallel-size", "99"), "more stages than the 28 layers"),
         (("--params", "7B", "--gpu", "H100", "--num-gpus", "0"), "num_gpus = 0: must be 1 or more"),
         (("--params", "7B", "--gpu", "H100", "--goodput", "1.5"), "goodput = 1.5"),
-        (("--params", "7B", "--gpu", "H100", "--pue", "0.5"), "pue = 0.5: must be 1 or more"),
+        (("--params", "7B", "--gpu", "H100", "--pue", "0.5"), "pue = 0.5: must be from 1 to 10"),
         (("--params", "7B", "--gpu", "H100", "--carbon-intensity", "-1"), "carbon intensity = -1"),
-        (("--params", "7B", "--gpu", "H100", "--price", "-1"), "price = -1.0: must be 0 or more"),
+        (("--params", "7B", "--gpu", "H100", "--price", "-1"), "price = -1.0: must be from 0 to"),
         (("--params", "7B", "--gpu", "H100", "--price", "1", "--price-file", "x"), "give one of them"),
         (("--params", "7B", "--gpu", "H100", "--calibration", "none.json"), "calibration = none.json"),
     ],

@@ -71,10 +71,13 @@ def test_calibrate_writes_constants_that_validate_takes(run, tmp_path):
         (("validate", "absent.csv"), "absent.csv"),
         (("calibrate", "{table}", "--stack", "fsdp_eager"), "megatron"),
         (("calibrate", "{table}", "--group", "theirs"), "theirs"),
+        (("calibrate", "{table}", "--out", "absent/mine.json"), "absent/mine.json"),
+        (("calibrate", "{tpus}"), "none of 1 run(s) can be used, first a: gpu = TPU-v4"),
         (("validate", "{table}", "--calibration", "{table}"), "scaling cost calibrate"),
     ],
 )
 def test_mistakes_are_one_clear_line(run, tmp_path, arguments, words):
     table = write(tmp_path / "runs.csv", [ROW])
-    code, _, err = run("cost", *(part.format(table=table) for part in arguments))
+    tpus = write(tmp_path / "tpus.csv", [ROW | {"gpu": "TPU-v4"}])
+    code, _, err = run("cost", *(part.format(table=table, tpus=tpus) for part in arguments))
     assert code == 2 and words in err and len(err.strip().splitlines()) == 1

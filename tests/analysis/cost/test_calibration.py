@@ -1,5 +1,6 @@
 """Constants from one's own runs: known truth is found, a bad fit says so."""
 
+import json
 import math
 import random
 from dataclasses import replace
@@ -72,3 +73,41 @@ def test_nothing_to_calibrate_by_and_mixed_stacks_are_errors():
         calibrate([], "mine")
     with pytest.raises(UserError, match="2 stacks"):
         calibrate([(setup(), 1.0), (setup(stack="fsdp_eager"), 1.0)], "mine")
+
+
+def test_a_step_out_of_all_proportion_is_named():
+    runs = machine()
+    with pytest.raises(UserError, match="a step of 1e\\+09 s, where .* correct its unit"):
+        calibrate([*runs, (runs[0][0], 1e9)], "mine")
+
+
+def test_many_runs_are_held_out_by_tenths(monkeypatch):
+    fits = []
+    from analysis.cost import calibration
+
+    fit = calibration._fit
+    monkeypatch.setattr(calibration, "_fit", lambda runs: fits.append(len(runs)) or fit(runs[:2]))
+    found = calibrate(machine() * 3, "mine")
+    assert len(fits) == 11 and max(fits[1:]) < 21 and 0 <= found.left_out < 0.1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"spread": -1},
+        {"spread": math.nan},
+        {"after": "low"},
+        {"stack": "mine"},
+        {"changes": {"matmul_efficiency": -1}},
+        {"changes": {"data_overlap": 2}},
+        {"changes": {"between": 1}},
+        {"changes": None},
+    ],
+)
+def test_a_file_that_was_tampered_with_is_refused(tmp_path, changes):
+    path = tmp_path / "mine.json"
+    written = json.loads(calibrate(machine()[:2], "mine").to_json())
+    assert written["left_out"] is None  # strict JSON has no NaN
+    path.write_text(json.dumps(written | changes))
+    with pytest.raises(UserError, match="is not one"):
+        Calibration.from_file(path)

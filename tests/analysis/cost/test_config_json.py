@@ -211,6 +211,7 @@ def test_a_file_or_its_directory(tmp_path):
         ({**LLAMA, "model_type": "jamba", "mamba_d_state": 16}, "mamba_d_state speaks of layers other than attention"),
         ({**LLAMA, "model_type": "x", "layer_types": ["linear_attention"]}, "layer_types speaks of layers"),
         ({"model_type": "llama", "hidden_size": 64}, "num_hidden_layers is missing"),
+        ({**LLAMA, "model_type": "llama", "num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000: must be"),
         ({**LLAMA, "model_type": "llama", "vocab_size": -1}, "vocab_size = -1: must be a positive integer"),
         ({**GPT2, "model_type": "gpt2", "n_positions": "1k"}, "n_positions = '1k': must be a whole number, at least 0"),
         ({**LLAMA, "model_type": "gemma2", "layer_types": 3}, "layer_types = 3: must be a list"),
@@ -229,6 +230,7 @@ def test_what_cannot_be_counted_is_refused(values, message):
 def test_a_file_that_is_no_json(tmp_path):
     with pytest.raises(UserError, match="config.json: No such file or directory"):
         read_config_json(tmp_path / "config.json")
-    (tmp_path / "config.json").write_text("hidden_size: 64")
-    with pytest.raises(UserError, match="config.json: not JSON"):
-        read_config_json(tmp_path)
+    for text in ("hidden_size: 64", "[" * 100_000):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UserError, match="config.json: not JSON"):
+            read_config_json(tmp_path)

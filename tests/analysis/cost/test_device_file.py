@@ -47,6 +47,7 @@ def test_the_same_in_json(tmp_path):
         ({"memory": 80}, "memory = 80: must hold gib, gbytes_per_second"),
         ({"tflops": {"bf17": 1}}, "tflops.bf17: is not a field"),
         ({"tflops": {"fp8": 800}}, "tflops: needs the dense peak in bf16, fp16 or fp32"),
+        ({"tflops": {"bf16": 1e300}}, "tflops.bf16 = 1e+300: must be a number greater than 0, at most"),
         ({"tflops": {"bf16": "fast"}}, "tflops.bf16 = fast: must be a number"),
         ({"node": {"gpus": 2.5, "gbits_per_second_per_gpu": 1}}, "node.gpus = 2.5: must be a whole number"),
         ({"device": ""}, "device = : must be a name"),

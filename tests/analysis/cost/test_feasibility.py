@@ -20,6 +20,7 @@ SETUP = Setup(DENSE, find_device("H100"), num_gpus=64, seq_length=4096, global_b
     "changes, said",
     [
         ({"num_gpus": 0}, "num_gpus = 0: must be 1 or more"),
+        ({"num_gpus": 10**9}, "num_gpus = 1000000000: must be at most 1,000,000"),
         ({"seq_length": -1}, "seq_length = -1: must be 1 or more"),
         ({"num_gpus": 60, "tensor_parallel_size": 8}, "num_gpus = 60: .*1 x 1 = 8: choose 56 or 64"),
         ({"num_gpus": 4, "tensor_parallel_size": 8}, "num_gpus = 4: .*choose 8$"),
@@ -28,6 +29,7 @@ SETUP = Setup(DENSE, find_device("H100"), num_gpus=64, seq_length=4096, global_b
         ({"pipeline_parallel_size": 64}, "pipeline_parallel_size = 64: more stages than the 32 layers.*choose 32"),
         ({"virtual_pipeline_parallel_size": 2}, "needs pipeline_parallel_size of 2 or more: choose 1"),
         ({"pipeline_parallel_size": 8, "virtual_pipeline_parallel_size": 5}, "8 x 5 stages.*choose 4"),
+        ({"pipeline_parallel_size": 8, "virtual_pipeline_parallel_size": 2}, "= 1f1b has none: .* interleaved1f1b"),
         ({"context_parallel_size": 4, "seq_length": 4100}, "seq_length = 4100: .*choose 4096 or 4104"),
         ({"global_batch_size": 100}, "global_batch_size = 100: .*64 x 1 = 64 sequences: choose 64 or 128"),
         ({"micro_batch_size": 3}, "64 x 3 = 192 sequences: choose 384 or 576"),
@@ -48,7 +50,8 @@ def test_what_is_impossible_is_said_with_the_nearest_choice(changes, said):
 
 def test_what_is_possible_passes():
     check_setup(SETUP)
-    check_setup(replace(SETUP, tensor_parallel_size=8, pipeline_parallel_size=4, virtual_pipeline_parallel_size=2))
+    interleaved = {"virtual_pipeline_parallel_size": 2, "pipeline_schedule": "interleaved1f1b"}
+    check_setup(replace(SETUP, tensor_parallel_size=8, pipeline_parallel_size=4, **interleaved))
     check_setup(replace(SETUP, model=EXPERTS, expert_parallel_size=64))
     check_setup(replace(SETUP, context_parallel_size=4, tensor_parallel_size=16))
 
