@@ -95,10 +95,21 @@ def range_findings(extrapolation: float) -> list[Finding]:
     ]
 
 
-def forecast_findings(at_flops: Sequence[float], largest: float) -> list[Finding]:
-    """Predictions asked for more than a decade beyond the most compute measured, `largest`."""
+def forecast_findings(at_flops: Sequence[float], smallest: float | None, largest: float) -> list[Finding]:
+    """Predictions asked for more than a decade outside the compute measured; `smallest` None: not known."""
     found = []
     for flops in at_flops:
+        below = 0.0 if smallest is None else float(np.log10(smallest / flops))
+        if below > _FAR_DECADES:
+            found.append(
+                Finding(
+                    Code.EXTRAPOLATION,
+                    f"{flops:.3g} FLOPs are {below:.1f} decades below the smallest run ({smallest:.3g}); the "
+                    "prediction holds only if the form does, and no backtest looks that way",
+                    "correct the number, or train runs that small",
+                    {"quantity": "flops", "value": float(flops), "decades": below},
+                )
+            )
         decades = float(np.log10(flops / largest))
         if decades > _FAR_DECADES:
             found.append(

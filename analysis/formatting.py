@@ -88,7 +88,7 @@ def dollars(value: float | None) -> str:
     """US dollars: whole above 100, with cents above 1, two significant digits below."""
     if not is_number(value):
         return DASH
-    if 0 < abs(value) < 1:
+    if 0 < abs(value) < 0.995:  # above, it rounds to $1.00
         return f"${significant(value, 2)}"
     return f"${value:,.{0 if abs(value) >= 100 else 2}f}"
 

@@ -30,4 +30,4 @@ def find_form(form: Any) -> type[Law]:
     for known in FORMS.values():
         if form in (known.name, known.form):
             return known
-    raise UserError(f"form = {form!r}: no such law; known are {', '.join(FORMS)}")
+    raise UserError(f"form = {form!r}: no such law; known are {', '.join(FORMS)}, and auto")

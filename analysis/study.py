@@ -114,7 +114,7 @@ def analyse(
         findings += isoflop_warnings
         if choice is None:
             findings += backtest_findings(estimator.form.name, loss_errors(scores))
-        findings += forecast_findings(at_flops, float(runs.flops.max()))
+        findings += forecast_findings(at_flops, float(runs.flops.min()), float(runs.flops.max()))
         compute = 6.0 * runs.params * runs.tokens
         covered = np.geomspace(compute.min(), compute.max() * extrapolation, _OPTIMUM_POINTS)
         about = {

@@ -26,6 +26,8 @@ NUMERIC = (
 COLUMNS = (*NUMERIC, "group", "run_id", "role", "status", "reason", "schedule_finished")
 #: Of these each has a column of its own.
 _MEASURED = tuple(name for name in NUMERIC if name not in ("flops", "flops_budget"))
+#: Less than one of these in a row means that the column counts in a larger unit, and 6ND would be wrong.
+_COUNTS = ("params", "tokens", "unique_tokens")
 #: Used when they are there, without being asked for: they identify and qualify a run, and measure nothing.
 _IMPLIED = ("flops_budget", "run_id", "role", "status", "reason", "schedule_finished")
 #: What a table calls the run that a row is of, where it has no run_id.
@@ -136,7 +138,9 @@ def parse_columns(text: str, needed: Sequence[str] = (*SURFACE_INPUTS, SURFACE_T
         mapping[name] = column
     missing = [name for name in _needed(needed, mapping) if name not in mapping]
     if missing:
-        raise UserError(f"--columns {text!r}: {missing[0]} is missing; add {missing[0]}=COL")
+        remedy = ",".join(f"{name}=COL" for name in missing)
+        are = "is" if len(missing) == 1 else "are"
+        raise UserError(f"--columns {text!r}: {' and '.join(missing)} {are} missing; add {remedy}")
     return mapping
 
 
@@ -192,6 +196,13 @@ def build_table(
         )
 
     measured = {name: numbers(name) for name in NUMERIC if name in data}
+    for name in filter(measured.__contains__, _COUNTS):
+        least = min(measured[name], default=1.0)
+        if least < 1:
+            raise UserError(
+                f"{source}: column {columns[name]!r} goes down to {least:g}, and {name} are counted in ones, not in "
+                "millions or billions: multiply the column"
+            )
     if "params" in measured and "tokens" in measured:
         measured.setdefault("flops", 6.0 * measured["params"] * measured["tokens"])
     if len(kept) < min_rows:
@@ -267,7 +278,9 @@ def _resolve(
     for name in (*_needed(needed, columns), *columns):
         column = columns.get(name, name)
         if column not in present:
-            remedy = f"map it, as in --columns {name}=COL" if own_names else "correct the name"
+            # Whoever gives columns at all gives every one that is needed.
+            given = ",".join(f"{n}={n if n in present else 'COL'}" for n in _needed(needed, columns))
+            remedy = f"map it, as in --columns {given}" if own_names else "correct the name"
             raise UserError(f"{source}: no column {column!r} (for {name}); present are {', '.join(present)}: {remedy}")
     if not own_names:
         for name in _IMPLIED:

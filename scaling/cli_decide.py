@@ -182,7 +182,8 @@ def _described(
     best = found["models"]["loss_optimal"]
     flops = best["flops"]["value"]
     decades = decades_beyond(flops, law.largest_flops)
-    findings = [] if decades is None else forecast_findings([flops], law.largest_flops)
+    smallest = None if law.runs is None else float((6.0 * law.runs.params * law.runs.tokens).min())
+    findings = [] if decades is None else forecast_findings([flops], smallest, law.largest_flops)
     if speed is not None:
         largest = max(model["params"]["value"] for model in found["models"].values())
         findings += speed_findings(largest, speed.largest)
@@ -247,7 +248,14 @@ def _show(result: dict[str, Any]) -> None:
         money = ranged(model["usd_lifetime" if result["serve_tokens"] else "usd_training"], dollars)
         return "".join(f", {text}" for text in (hours, money) if text)
 
-    line(f"loss {ranged(result['loss'], fixed)} for {result['budget']['kind']} {result['budget']['amount']:g}")
+    kind, amount = result["budget"]["kind"], result["budget"]["amount"]
+    budget = {
+        "flops": f"for {significant(amount)} FLOPs",
+        "gpu_hours": f"for {significant(amount)} device-hours",
+        "usd": f"for {dollars(amount)}",
+        "loss": "as asked",
+    }[kind]
+    line(f"loss {ranged(result['loss'], fixed)} {budget}")
     models = dict(result["models"])
     if "dollar_optimal" in models and models["dollar_optimal"] == models["time_optimal"]:
         models["time- and dollar-optimal"] = models.pop("time_optimal")

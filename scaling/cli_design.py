@@ -71,7 +71,8 @@ def design(
     from analysis.proposal import Space, describe, propose
 
     if not 0 < target < math.inf:
-        raise UserError(f"--target {target:g}: give the compute at which N* and L* are wanted, such as --target 1e23")
+        what = "no --target" if target == 0 else f"--target {target:g}"
+        raise UserError(f"{what}: give the compute at which N* and L* are wanted, in FLOPs, such as --target 1e23")
     if noise is not None and not 0 < noise < math.inf:
         raise UserError(f"--noise {noise:g}: must be above zero, such as 3e-3; leave it out to have it estimated")
     if not 0 <= form_error < math.inf:

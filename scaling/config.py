@@ -259,7 +259,7 @@ def explain(error: ValidationError, source: str) -> str:
         where = ".".join(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            message = "no such field; see `scaling train --help` and the README for the names"
+            message = "no such field; the config.yaml of any run has them all, docs/training.md names the sections"
         value = item.get("input")
         shown = "" if isinstance(value, dict) or item["type"] == "missing" else f" = {value!r}"
         problems.append(f"{where}{shown}: {message}" if where else message)
@@ -291,7 +291,7 @@ def build_config(values: Any, source: str, overrides: list[str] | tuple[str, ...
     value and the remedy.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{source}: must be a mapping of fields, not {type(values).__name__}: see the README")
+        raise UserError(f"{source}: must be a mapping of fields, not {type(values).__name__}: see docs/training.md")
     values = copy.deepcopy(values)
     _spell_out_model(values)
     for override in overrides:

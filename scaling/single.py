@@ -81,7 +81,7 @@ def configure(
     """
     values = read_yaml(config)
     if not isinstance(values, dict):
-        raise UserError(f"{config}: must be a mapping of fields, not {type(values).__name__}: see the README")
+        raise UserError(f"{config}: must be a mapping of fields, not {type(values).__name__}: see docs/training.md")
     text = values.get("data") if isinstance(values.get("data"), dict) else {}
     named = data_dir / str(text.get("name", "python"))
     if data is not None or not named.is_dir():

@@ -379,4 +379,6 @@ def read_plan(sweep_dir: Path) -> Plan:
     try:
         return Plan.model_validate_json(text)
     except ValidationError as error:
+        if any(item["loc"] == ("plan_version",) for item in error.errors()):
+            raise UserError(f"{path}: was written by another version: launch the grid again to rewrite it") from None
         raise UserError(f"{explain(error, str(path))}; launch the grid again to rewrite it") from None

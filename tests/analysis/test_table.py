@@ -147,7 +147,14 @@ def test_own_names_need_no_mapping_and_a_missing_one_is_named():
     assert build_table(isoflop_study()).columns["loss"] == "loss"
     study = isoflop_study()
     study["val_loss"] = study.pop("loss")
-    with pytest.raises(UserError, match="no column 'loss' .*val_loss.*--columns loss=COL"):
+    with pytest.raises(UserError, match="no column 'loss' .*val_loss.*--columns params=params,tokens=tokens,loss=COL"):
+        build_table(study)
+
+
+def test_sizes_in_millions_or_billions_are_refused():
+    study = isoflop_study()
+    study["tokens"] = np.asarray(study["tokens"]) / 1e9
+    with pytest.raises(UserError, match="'tokens' goes down to .*tokens are counted in ones"):
         build_table(study)
 
 

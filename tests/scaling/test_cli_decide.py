@@ -175,3 +175,9 @@ def test_a_sweep_has_its_own_law_speeds_and_dated_price(run, trained, monkeypatc
     assert found["decades_beyond_data"] == pytest.approx(0, abs=0.1)
     same = decided(run, "runs/tiny/law.json", "--flops", "8e8")
     assert same["models"] == found["models"]
+
+
+def test_a_budget_far_below_the_runs_is_an_extrapolation_too(run):
+    below = decided(run, "runs.csv", "--flops", "1e14")["warnings"]
+    assert [w["code"] for w in below] == ["EXTRAPOLATION"] and "below the smallest run" in below[0]["message"]
+    assert "EXTRAPOLATION" not in [w["code"] for w in decided(run, "runs.csv", "--flops", "1e19")["warnings"]]

@@ -152,3 +152,6 @@ def test_a_directory_without_a_readable_plan_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match="plan.json: .*launch the grid again") as raised:
         read_plan(tmp_path)
     assert "\n" not in str(raised.value)
+    (tmp_path / PLAN_FILE).write_text('{"plan_version": 1, "grid": "chinchilla"}')
+    with pytest.raises(UserError, match="plan.json: was written by another version: launch the grid again"):
+        read_plan(tmp_path)
