@@ -32,10 +32,11 @@ _OPTIONAL = {
     int: (
         "n_positions", "max_position_embeddings", "max_seq_len", "expansion_ratio", "word_embed_proj_dim",
         "sliding_window", "sliding_window_pattern", "attention_chunk_size", "max_window_layers",
-        "no_rope_layer_interval", "n_shared_experts", "shared_expert_intermediate_size", "first_k_dense_replace",
+        "no_rope_layer_interval", "window_size", "n_shared_experts", "shared_expert_intermediate_size",
+        "first_k_dense_replace",
         "decoder_sparse_step", "interleave_moe_layer_step", "q_lora_rank", "num_nextn_predict_layers",
     ),
-    list: ("layer_types", "mlp_only_layers", "attention_types", "attention_layers"),
+    list: ("architectures", "layer_types", "mlp_only_layers", "attention_types", "attention_layers"),
 }  # fmt: skip
 
 #: Sizes above these are of no model.
@@ -80,6 +81,7 @@ def architecture_of_config(values: Any, source: str) -> tuple[Architecture, tupl
     name = str(values.get("_name_or_path") or values.get("model_type") or source)
     model_type = config.get("model_type")
     known = MODEL_TYPES.get(str(model_type))
+    _check_optional(config, source)
     _refuse_what_is_no_decoder(config, known is not None, source)
     notes = []
     if known is None:
@@ -87,23 +89,33 @@ def architecture_of_config(values: Any, source: str) -> tuple[Architecture, tupl
     kind = known or PLAIN
     config = {**kind.defaults, **{field: value for field, value in config.items() if value is not None}}
 
-    _check_optional(config, source)
     sizes = {ours: _integer(config, theirs, source) for ours, theirs in _SIZES.items()}
     fields: dict[str, Any] = {**sizes, **_heads(config, sizes, source), **_experts(config, source)}
     fields["ffn_hidden_size"] = _ffn(config, sizes, fields, source)
-    fields |= _latent(config, source) | _window(config, kind, sizes["num_layers"])
+    fields |= _latent(config, source)
     fields["tie_word_embeddings"] = bool(config.get("tie_word_embeddings", kind.tied))
     fields["mtp_num_layers"] = int(config.get("num_nextn_predict_layers") or 0)
     fields |= kind.fixed
     fields |= {ours: bool(config.get(flag)) for ours, flag in kind.flags.items()}
-    fields |= kind.derived(config)
-    arch = Architecture(name=name, **fields)
-    arch = replace(arch, other_parameters=kind.other_parameters(arch, config))
+    try:  # what a family reads beyond the fields that are checked above
+        fields |= _window(config, kind, sizes["num_layers"]) | kind.derived(config)
+        arch = Architecture(name=name, **fields)
+        arch = replace(arch, other_parameters=kind.other_parameters(arch, config))
+    except KeyError as error:
+        raise UserError(f"{source}: {error.args[0]} is missing: every {model_type} has it") from None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{source}: a field has not the form that it has in a {model_type} ({error})") from None
     if arch.num_attention_heads % arch.num_query_groups:
         raise UserError(
             f"{source}: {arch.num_query_groups} key/value heads do not divide {arch.num_attention_heads} heads: "
             "correct one of them"
         )
+    if arch.moe_router_topk > arch.num_experts:
+        raise UserError(
+            f"{source}: a token goes to {arch.moe_router_topk} experts of {arch.num_experts}: correct one of them"
+        )
+    if arch.num_windowed_layers > arch.num_layers:
+        raise UserError(f"{source}: lists {arch.num_windowed_layers} layers with a window, of {arch.num_layers} in all")
     if arch.mtp_num_layers:
         notes.append(f"num_nextn_predict_layers = {arch.mtp_num_layers}: trained along, not in the total of parameters")
     return arch, tuple(notes)

@@ -41,8 +41,8 @@ def find_model(name: str) -> Architecture:
     `-L<N>` at the end gives a model cut to N layers, as benchmarks use it: windowed and dense layers keep their share
     (at least one dense layer where there were any), and there is no multi-token prediction.
 
-    Raises UserError with the nearest names for an unknown model, for more layers than it has, and with the reason for one whose layers no
-    Architecture describes.
+    Raises UserError with the nearest names for an unknown model, with the reason for one whose layers no Architecture
+    describes, and for more layers than the model has.
     """
     cut = re.fullmatch(r"(.+?)[-_ ][Ll]([1-9]\d*)", name.strip())
     stem = cut[1] if cut else name

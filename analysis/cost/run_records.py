@@ -46,7 +46,7 @@ def _of_sweep(directory: Path) -> tuple[Runs, list[dict[str, str]]]:
             continue
         device = find_device(record.speed.device)
         if device is None:
-            reason = f"device {record.speed.device}: not in the table of devices (a CPU needs no calibration, --gpu cpu measures it)"
+            reason = f"device {record.speed.device}: not in the table of devices; --gpu cpu measures a CPU on the spot"
             refused.append({"id": record.run_id, "reason": reason})
             continue
         runs.append((setup_of_run(record.config, device), record.speed.seconds / record.config.train_steps))

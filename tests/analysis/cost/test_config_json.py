@@ -219,6 +219,9 @@ def test_a_file_or_its_directory(tmp_path):
         ({**LLAMA, "model_type": "x", "intermediate_size": [96, 128]}, "sizes differ from layer to layer"),
         ({**LLAMA, "model_type": "llama", "hidden_size": 60}, "hidden_size = 60 is no multiple of 8 heads"),
         ({**LOCAL_EXPERTS, "model_type": "mixtral", "num_experts_per_tok": None}, "num_experts_per_tok is missing"),
+        ({**LOCAL_EXPERTS, "model_type": "mixtral", "num_experts_per_tok": 99}, "a token goes to 99 experts of"),
+        ({**LLAMA, "model_type": "x", "architectures": 5}, "architectures = 5: must be a list"),
+        ({**LLAMA, "model_type": "gpt_neo", "attention_types": ["global"]}, "has not the form that it has"),
         ([1, 2], "holds a list"),
     ],
 )
