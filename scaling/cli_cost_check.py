@@ -9,6 +9,9 @@ import typer
 from scaling.cli_options import Json, console, print_json
 from scaling.errors import UserError
 
+#: Kinds of refused rows, and of assumptions, that are listed for people.
+_MOST_KINDS = 20
+
 Table = Annotated[
     Optional[Path],
     typer.Argument(
@@ -35,13 +38,23 @@ def validate(table: Table = None, calibration: CalibrationFile = None, as_json: 
     screen = console(False)
     for quantity, title in (("step_time", "step time"), ("memory", "peak memory"), ("gpu_hours", "GPU-hours")):
         _show(screen, title, quantity, found)
-    if found["not_expressible"]:
-        reasons: dict[str, list[str]] = {}
-        for row in found["not_expressible"]:
-            reasons.setdefault(row["reason"], []).append(row["id"])
-        screen.print(f"{len(found['not_expressible'])} row(s) cannot be expressed:")
-        for reason, ids in sorted(reasons.items(), key=lambda item: -len(item[1])):
-            screen.print(f"  {len(ids):4d}  {reason}  (first {ids[0]})", soft_wrap=True)
+    _count(screen, "cannot be expressed", [(row["reason"], row["id"]) for row in found["not_expressible"]])
+    assumed = [(text, row["id"]) for row in found["assumed"] for text in row["assumptions"]]
+    _count(screen, "leave something open", assumed)
+
+
+def _count(screen: Any, what: str, said: list[tuple[str, str]]) -> None:
+    """How many rows something is said of, by what is said, most frequent first."""
+    if not said:
+        return
+    screen.print(f"{len({name for _, name in said})} row(s) {what}:")
+    rows: dict[str, list[str]] = {}
+    for text, name in said:
+        rows.setdefault(text, []).append(name)
+    for text, names in sorted(rows.items(), key=lambda item: -len(item[1]))[:_MOST_KINDS]:
+        screen.print(f"  {len(names):4d}  {text}  (first {names[0]})", soft_wrap=True)
+    if len(rows) > _MOST_KINDS:
+        screen.print(f"        and {len(rows) - _MOST_KINDS} kinds more: all are in --json")
 
 
 def _show(screen: Any, title: str, quantity: str, found: dict[str, Any]) -> None:

@@ -33,8 +33,8 @@ _OPTIONAL = {
         "n_positions", "max_position_embeddings", "max_seq_len", "expansion_ratio", "word_embed_proj_dim",
         "sliding_window", "sliding_window_pattern", "attention_chunk_size", "max_window_layers",
         "no_rope_layer_interval", "window_size", "n_shared_experts", "shared_expert_intermediate_size",
-        "first_k_dense_replace",
-        "decoder_sparse_step", "interleave_moe_layer_step", "q_lora_rank", "num_nextn_predict_layers",
+        "first_k_dense_replace", "decoder_sparse_step", "interleave_moe_layer_step", "q_lora_rank",
+        "num_nextn_predict_layers",
     ),
     list: ("architectures", "layer_types", "mlp_only_layers", "attention_types", "attention_layers"),
 }  # fmt: skip

@@ -46,13 +46,14 @@ class Comparison:
 
 
 def validate(rows: Iterable[Row], calibration: Calibration | None = None) -> dict[str, Any]:
-    """{"groups": {name: {quantity: scores}}, "overall": {quantity: scores}, "not_expressible": [{"id", "reason"}]}.
+    """{"groups": {name: {quantity: scores}}, "overall": {quantity: scores}, "not_expressible": [{"id", "reason"}],
+    "assumed": [{"id", "assumptions"}]}.
 
     quantities: step_time, memory (peak of one GPU), gpu_hours. Scores, in percent: mape (mean absolute error),
     median_error (of the absolute errors), bias (mean error), baseline_mape; coverage of the 90 % interval, a fraction;
-    n. A quantity that no row has is null.
+    n. A quantity that no row has is null. assumed: of the rows that were predicted, what they left open.
     """
-    comparisons, refused = compare(rows, calibration)
+    comparisons, refused, assumed = compare(rows, calibration)
     groups: dict[str, list[Comparison]] = defaultdict(list)
     for comparison in comparisons:
         groups[comparison.group].append(comparison)
@@ -60,25 +61,28 @@ def validate(rows: Iterable[Row], calibration: Calibration | None = None) -> dic
         "groups": {name: _scores(group) for name, group in sorted(groups.items())},
         "overall": _scores(comparisons),
         "not_expressible": refused,
+        "assumed": assumed,
     }
 
 
 def compare(
     rows: Iterable[Row], calibration: Calibration | None = None
-) -> tuple[list[Comparison], list[dict[str, str]]]:
-    """Every prediction beside its measurement, and the rows that cannot be expressed, each with the reason."""
+) -> tuple[list[Comparison], list[dict[str, str]], list[dict[str, Any]]]:
+    """Every prediction beside its measurement, the rows that cannot be expressed, and what others leave open."""
     found: list[Comparison] = []
-    refused = []
+    refused, assumed = [], []
     for index, row in enumerate(rows, start=2):  # as an editor numbers the lines
         name, group = row.get("id") or f"line {index}", row.get("group") or "all"
         measured = measurements(row)
         if measured.step_seconds or measured.peak_gib:
             try:
-                setup = describe(row).setup
+                described = describe(row)
             except NotExpressible as error:
                 refused.append({"id": name, "reason": str(error)})
             else:
-                found += _step_and_memory(name, group, setup, measured, calibration)
+                found += _step_and_memory(name, group, described.setup, measured, calibration)
+                if described.assumptions:
+                    assumed.append({"id": name, "assumptions": list(described.assumptions)})
         if measured.gpu_hours:
             try:
                 hours, rule = predicted_hours(row, calibration), baseline_hours(row, BASELINE_UTILISATION)
@@ -88,7 +92,7 @@ def compare(
                 found.append(Comparison(name, group, "gpu_hours", hours, measured.gpu_hours, rule))
         elif not (measured.step_seconds or measured.peak_gib):
             refused.append({"id": name, "reason": "neither step time nor memory nor GPU-hours were measured"})
-    return found, refused
+    return found, refused, assumed
 
 
 def _step_and_memory(

@@ -37,12 +37,14 @@ def test_validate_prints_the_contract(run, tmp_path):
     path = write(tmp_path / "runs.csv", [ROW, ROW | {"id": "b", "gpu": "TPU-v4"}])
     code, out, _ = run("cost", "validate", path, "--json")
     found = json.loads(out)
-    assert code == 0 and set(found) == {"groups", "overall", "not_expressible"}
+    assert code == 0 and set(found) == {"groups", "overall", "not_expressible", "assumed"}
+    assert found["assumed"][0]["id"] == "a" and "sharding taken as zero1" in found["assumed"][0]["assumptions"][0]
     assert set(found["groups"]["mine"]) == {"step_time", "memory", "gpu_hours"}
     assert set(found["overall"]["step_time"]) == SCORES and found["overall"]["memory"] is None
     assert found["not_expressible"][0]["id"] == "b" and "TPU-v4" in found["not_expressible"][0]["reason"]
     code, out, _ = run("cost", "validate", path)
     assert code == 0 and "step time" in out and "cannot be expressed" in out
+    assert "1 row(s) leave something open" in out and "sharding taken as zero1" in out
 
 
 def test_without_a_table_the_published_runs_are_compared(run):
