@@ -7,6 +7,7 @@ utilisation and memory of a row are read by `measurements` alone, which the pred
 import csv
 import re
 from dataclasses import dataclass, replace
+from math import gcd
 from pathlib import Path
 
 from analysis.cost.architecture import Architecture
@@ -35,6 +36,8 @@ PUBLISHED = Path(__file__).with_name("published_steps.csv")
 
 #: Columns without which a table says nothing.
 _NEEDED = ("model", "gpu", "n_gpus")
+#: Sequences of a step, above which a batch is written in tokens.
+_MOST_SEQUENCES = 10**5
 #: How many GPUs there were, beside the name of one: "8x H100".
 _HOW_MANY = re.compile(r"^\s*\d+\s*x\s*(?=[a-z])|\bx\s*\d+\s*$", re.IGNORECASE)
 
@@ -130,6 +133,8 @@ def describe(row: Row) -> Described:
     micro_batch = _open_size(row, "micro_batch", assumed)
     if layout.batch is None:
         raise NotExpressible("neither global_batch nor micro_batch with dp is given")
+    if layout.batch > _MOST_SEQUENCES:
+        raise NotExpressible(f"global_batch = {layout.batch}: more sequences than a step has: are these tokens?")
     if layout.batch < layout.data * (micro_batch or 1):
         raise NotExpressible(
             f"global_batch = {layout.batch} is less than dp x micro_batch = {layout.data} x {micro_batch or 1}"
@@ -260,9 +265,8 @@ def _stack(row: Row, assumed: list[str]) -> Stack:
 def _expert_size(row: Row, model: Architecture, layout: _Layout, assumed: list[str]) -> int:
     """Expert parallel ranks that the model and the layout allow: at most those stated."""
     stated = whole(row, "ep") or 1
-    size, ranks = stated if model.is_moe else 1, layout.data * layout.context * layout.tensor
-    while size > 1 and (model.num_experts % size or ranks % size):
-        size //= 2
+    common = gcd(model.num_experts, layout.data * layout.context * layout.tensor) if model.is_moe else 1
+    size = next(size for size in range(min(stated, common), 0, -1) if common % size == 0)
     if size != stated:
         assumed.append(f"ep = {stated} does not divide experts and ranks: taken as {size}")
     return size

@@ -1,5 +1,6 @@
 """The model of a row of a table of measured runs: from its columns, and where these say nothing from its name."""
 
+import re
 from dataclasses import replace
 from functools import cache
 
@@ -13,6 +14,10 @@ from scaling.errors import UserError
 _VOCABULARY = 51200
 #: Pipeline ranks and layers are gone through one by one.
 _MOST_LAYERS = 1000
+#: A name that tells of experts: 8x7B, MoE, A3B.
+_EXPERTS = re.compile(r"\bmoe\b|moe$|\d+x\d+(\.\d+)?b|-a\d+(\.\d+)?b", re.IGNORECASE)
+#: A model with so many times the parameters of its columns has more than one MLP a layer.
+_EXPERTS_FACTOR = 2.0
 #: Parameters that a row states and those of its columns may differ by so much: names are rounded.
 _SAME = 0.02
 
@@ -30,6 +35,7 @@ def model_of(row: Row, assumed: list[str]) -> Architecture:
     known, refusal = _known(row["model"], layers)
     total, active = number(row, "params_total_B"), number(row, "params_active_B")
     experts = (whole(row, "ep") or 1) > 1 or bool(total and active and active < 0.95 * total)
+    experts = experts or _EXPERTS.search(row["model"]) is not None
     if known is not None and (known.is_moe or experts or not (layers and hidden and heads)):
         return known
     if experts or not (layers and hidden and heads):
@@ -40,7 +46,11 @@ def model_of(row: Row, assumed: list[str]) -> Architecture:
         raise NotExpressible(f"heads = {heads}: more than hidden = {hidden}")
     if known is not None and (known.hidden_size, known.num_attention_heads) != (hidden, heads):
         known = None
-    return _dense(row, layers, hidden, heads, known, assumed)
+    found = _dense(row, layers, hidden, heads, known, assumed)
+    counted = parameters(found).total / 1e9
+    if total and total > _EXPERTS_FACTOR * counted:
+        raise NotExpressible(f"params_total_B = {total:g}: the columns make {counted:.3g}; experts are not given")
+    return found
 
 
 @cache

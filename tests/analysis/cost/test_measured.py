@@ -102,6 +102,7 @@ def test_no_recomputation_that_cannot_fit_is_taken_as_full():
         ({"seq_len": "4k"}, "seq_len = 4k"),
         ({"precision": "fp8"}, "no products in fp8"),
         ({"vpp": "12"}, "vpp = 12"),
+        ({"global_batch": "2097152"}, "are these tokens"),
         ({"global_batch": "4"}, "less than dp x micro_batch"),
         ({"tp": "", "pp": ""}, "dp = 8 leaves 8 GPUs"),
     ],
@@ -116,6 +117,13 @@ def test_models_with_experts_come_from_the_presets_also_when_cut():
     found = describe(row(**cut, ep="8", tp="1", pp="1", gpu="B200-SXM", n_gpus="8"))
     assert found.setup.model.num_experts == 256 and found.setup.model.num_layers == 4
     assert found.setup.expert_parallel_size == 8
+
+
+def test_expert_ranks_are_the_most_that_divide_experts_and_ranks():
+    experts = {"model": "Mixtral 8x7B", "layers": "", "hidden": "", "heads": "", "tp": "1", "pp": "1", "dp": "64"}
+    assert describe(row(**experts, ep="8")).setup.expert_parallel_size == 8
+    found = describe(row(**experts, ep="6"))
+    assert found.setup.expert_parallel_size == 4 and any("ep = 6" in words for words in found.assumptions)
 
 
 def test_step_time_comes_from_tokens_per_second_where_it_is_not_given():

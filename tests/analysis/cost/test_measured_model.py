@@ -48,6 +48,8 @@ def test_the_stated_size_decides_what_the_columns_leave_open():
         ({"heads": "8192"}, "heads = 8192"),
         ({"layers": "1e6"}, "layers = 1000000"),
         ({"model": "my experts", "ep": "8"}, "experts, whose sizes are not given"),
+        ({"model": "Mine 8x22B"}, "experts, whose sizes are not given"),
+        ({"params_total_B": "70"}, "params_total_B = 70: the columns make 6.74"),
     ],
 )
 def test_models_that_are_not_covered_say_why(changes, reason):
