@@ -127,6 +127,7 @@ def launch(
     Ctrl-C stops after a checkpoint; the same command goes on. Exit code 0: done; 1: some cells
     failed; 2: refused, nothing was started; 130: stopped.
     """
+    from scaling.record import RESULT_FILE
     from sweeps import launch as launcher
     from sweeps.display import show_plan
 
@@ -152,6 +153,9 @@ def launch(
     screen = console(as_json)
     prepared = launcher.prepare(options, screen)
     show_plan(screen, prepared.plan)
+    cells = prepared.plan.cells
+    if settled := sum((prepared.sweep_dir / cell.run_id / RESULT_FILE).is_file() for cell in cells):
+        screen.print(f"{settled} of the {len(cells)} cells have been trained already; the totals count them too")
     if dry_run:
         if prepared.obstacle is not None:
             screen.print(f"a launch would refuse: {prepared.obstacle}", style="yellow", soft_wrap=True)
