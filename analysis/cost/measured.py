@@ -81,13 +81,15 @@ def read_rows(path: Path) -> list[dict[str, str]]:
                 {name.strip(): (value or "").strip() for name, value in row.items() if name}
                 for row in csv.DictReader(file)
             ]
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file: give a table of measured runs") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as CSV ({error}): give a table of measured runs") from None
     if not rows:
         raise UserError(f"{path}: has no rows: give one row for each measured run")
     missing = [name for name in _NEEDED if name not in rows[0]]
     if missing:
-        raise UserError(f"{path}: lacks the column(s) {', '.join(missing)}: name them as in a table of measured runs")
+        raise UserError(f"{path}: lacks the column(s) {', '.join(missing)}: name columns as {PUBLISHED.name} does")
     return rows
 
 

@@ -11,6 +11,7 @@ from analysis.cost.tables import read_table
 #: Words of a framework's name, and the stack that it is; the first that fits counts.
 _FRAMEWORKS: tuple[tuple[str, Stack], ...] = (
     ("no compile", "fsdp_eager"),
+    ("uncompiled", "fsdp_eager"),
     ("without compile", "fsdp_eager"),
     ("no torch.compile", "fsdp_eager"),
     ("eager", "fsdp_eager"),
@@ -25,7 +26,7 @@ _FRAMEWORKS: tuple[tuple[str, Stack], ...] = (
     ("internevo", "megatron"),
     ("transformer engine", "megatron"),
     ("torchtitan", "fsdp_compiled"),
-    ("torch.compile", "fsdp_compiled"),
+    ("compile", "fsdp_compiled"),
     ("fms", "fsdp_compiled"),
     ("nanogpt", "fsdp_compiled"),
     ("nanochat", "fsdp_compiled"),
@@ -113,7 +114,9 @@ def sustained(device: Device) -> Sustained:
 
 def stack_of(framework: str) -> Stack | None:
     """The stack of a framework by its name; None when the name says nothing."""
-    text = framework.lower()
+    text = framework.strip().lower()
+    if text in stack_names():
+        return text  # type: ignore[return-value]
     return next((stack for word, stack in _FRAMEWORKS if word in text), None)
 
 

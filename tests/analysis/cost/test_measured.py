@@ -145,3 +145,19 @@ def test_a_table_without_the_columns_is_one_clear_error(tmp_path):
     path.write_text("model,gpu,n_gpus\n")
     with pytest.raises(UserError, match="no rows"):
         read_rows(path)
+
+
+@pytest.mark.parametrize(
+    ("framework", "stack"),
+    [
+        ("fsdp_compiled", "fsdp_compiled"),
+        ("megatron_2021", "megatron_2021"),
+        ("untuned", "untuned"),
+        ("FSDP2 compiled", "fsdp_compiled"),
+        ("FSDP2, uncompiled", "fsdp_eager"),
+        ("MosaicML llm-foundry FSDP", "fsdp_eager"),
+        ("Megatron-Bridge 26.02", "megatron"),
+    ],
+)
+def test_software_is_known_by_its_name(framework, stack):
+    assert describe(row(framework=framework)).setup.stack == stack
