@@ -74,6 +74,8 @@ def find_device(device_name: str) -> Device | None:
         if device_name.strip() in drivers:
             return device
     wanted = _words(device_name)
+    if all(word.endswith("gb") for word in wanted):
+        return None  # a size of memory is no name
     fits = [device for device, words, _ in devices if words[0] in wanted and wanted <= set(words)]
     if not fits:
         bare = _BRACKETS.sub(" ", device_name).strip()

@@ -21,6 +21,7 @@ from analysis.cost.devices import Device
 from analysis.cost.energy import TYPICAL_BUSY, TYPICAL_PUE, co2_kg, energy_kwh
 from analysis.cost.goodput import goodput, known_goodput
 from analysis.cost.interval import Interval, known, product, quotient
+from analysis.cost.layouts import on_more_gpus
 from analysis.cost.memory import MemoryEstimate, fits, memory
 from analysis.cost.memory_remedies import Remedy, remedies
 from analysis.cost.prices import Price
@@ -65,6 +66,8 @@ class Estimate:
     fits: bool
     #: What would make it fit, best first; empty where it fits.
     remedies: list[Remedy]
+    #: Where none of them is enough: the fewest GPUs, doubling, on which a layout fits; None where it is not known.
+    enough_gpus: int | None
     step: StepTime
     step_seconds: Interval
     #: Dense peak that utilisations are relative to, FLOP/s.
@@ -130,6 +133,7 @@ def estimate(setup: Setup, tokens: float, assumptions: Assumptions) -> Estimate:
     pue = TYPICAL_PUE if assumptions.pue is None else known(assumptions.pue)
     energy = energy_kwh(setup.device, hours, busy, pue)
     intensity, price = assumptions.carbon_intensity, assumptions.price
+    helps = [] if enough else remedies(setup)[:_MOST_REMEDIES]
     return Estimate(
         setup=setup,
         tokens=tokens,
@@ -137,7 +141,8 @@ def estimate(setup: Setup, tokens: float, assumptions: Assumptions) -> Estimate:
         flops=flops,
         memory=held,
         fits=enough,
-        remedies=[] if enough else remedies(setup)[:_MOST_REMEDIES],
+        remedies=helps,
+        enough_gpus=None if enough or any(remedy.fits for remedy in helps) else _enough_gpus(setup),
         step=step,
         step_seconds=seconds,
         peak_flops=reference_peak(setup.device, setup.precision),
@@ -168,6 +173,11 @@ def _flops_per_token(setup: Setup, convention: str) -> float:
     mode = setup.recompute_granularity
     none, chosen = (flops_per_token(setup.model, setup.seq_length, convention, each) for each in ("none", mode))
     return none + (chosen - none) * (setup.recompute_share if mode == "full" else 1.0)
+
+
+def _enough_gpus(setup: Setup) -> int | None:
+    larger = None if setup.device.is_cpu_core else on_more_gpus(setup)
+    return None if larger is None else larger.setup.num_gpus
 
 
 def _published_hours_apply(setup: Setup, flops: dict[str, float], assumptions: Assumptions) -> bool:

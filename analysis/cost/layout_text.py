@@ -44,7 +44,8 @@ def counts_line(found: LayoutSearch) -> str:
     impossible = ", ".join(f"{number} since {reason}" for reason, number in found.space.impossible.items())
     rest = len(found.space.divisions) - found.too_large - found.too_slow
     return (
-        f"{found.space.size} {'way' if found.space.size == 1 else 'ways'} to divide the GPUs: {sum(found.space.impossible.values())} impossible"
+        f"{found.space.size} {'way' if found.space.size == 1 else 'ways'} to divide the GPUs: "
+        f"{sum(found.space.impossible.values())} impossible"
         f"{f' ({impossible})' if impossible else ''}, {found.too_large} too large for the memory, {found.too_slow} "
         f"slower than the list whatever else is chosen; of the other {rest}, {found.num_priced} layouts fit"
     )

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 
@@ -252,3 +253,11 @@ def test_an_estimate_imports_nothing_heavy():
     arguments = ["cost", "estimate", "--model", "llama-3-70b", "--tokens", "1T", "--gpu", "H100", "--json"]
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[] 0"
+
+
+def test_a_model_far_too_large_is_told_how_many_gpus_are_enough(run):
+    few = ("--model", "llama-3-70b", "--tokens", "1T", "--gpu", "H100-SXM", "--num-gpus")
+    _, out, _ = run("estimate", *few, 1)
+    found = re.search(r"(\d+) GPUs are enough", out.splitlines()[0])
+    assert answered(run, *few, int(found[1]))["memory_gib"]["fits"]
+    assert not answered(run, *few, int(found[1]) // 2)["memory_gib"]["fits"]

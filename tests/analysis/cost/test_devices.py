@@ -39,7 +39,7 @@ def test_names_of_drivers_clouds_and_papers(name, device, tflops):
 
 @pytest.mark.parametrize(
     "name",
-    ["NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "H100 64GB", "NVIDIA L40", "TPU", ""],
+    ["GeForce RTX 4090 Laptop GPU", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "H100 64GB", "NVIDIA L40", "96GB", "TPU", ""],
 )
 def test_a_similar_name_is_not_guessed(name):
     assert find_device(name) is None
@@ -98,7 +98,7 @@ def test_an_unknown_gpu_gets_the_nearest_names():
     with pytest.raises(UserError) as error:
         require_device("H100 64GB")
     assert str(error.value) == (
-        "gpu = H100 64GB: not in the table: choose H100 SXM 80GB, H100 SXM 96GB, H100 PCIe 80GB, H100 NVL 94GB, "
+        "gpu = H100 64GB: not in the table: choose H100 SXM 80GB, H100 PCIe 80GB, H100 NVL 94GB, H100 SXM 96GB, "
         "or give your own device in a file"
     )
     with pytest.raises(UserError, match="gpu = A10O: not in the table: choose A10, A10G"):
