@@ -70,13 +70,15 @@ def find_device(device_name: str) -> Device | None:
     differ by a third. Where a name fits several variants, the first in the table is taken and `Device.note` says so.
     """
     devices = _devices()
-    for device, _, drivers in devices:
+    for device, _, drivers, _ in devices:
         if device_name.strip() in drivers:
             return device
     wanted = _words(device_name)
-    if all(word.endswith("gb") for word in wanted):
-        return None  # a size of memory is no name
-    fits = [device for device, words, _ in devices if words[0] in wanted and wanted <= set(words)]
+    fits = [
+        device
+        for device, words, _, needed in devices
+        if words[0] in wanted and wanted <= set(words) and needed <= wanted
+    ]
     if not fits:
         bare = _BRACKETS.sub(" ", device_name).strip()
         found = find_device(bare) if bare and bare != device_name.strip() else None
@@ -99,20 +101,20 @@ def require_device(device_name: str) -> Device:
 def find_variants(device_name: str) -> list[Device]:
     """Devices of the table whose chip the name names, whatever else it says; empty for other names."""
     wanted = _words(device_name)
-    return [device for device, words, _ in _devices() if words[0] in wanted]
+    return [device for device, words, _, _ in _devices() if words[0] in wanted]
 
 
 def device_names() -> list[str]:
     """Names of all devices of the table, in its order."""
-    return [device.name for device, _, _ in _devices()]
+    return [device.name for device, *_ in _devices()]
 
 
 def nearest_names(device_name: str) -> list[str]:
     """Up to four devices whose names are most like it: variants of its chip first."""
     chips: dict[str, list[str]] = {}
-    for device, words, _ in _devices():
+    for device, words, _, _ in _devices():
         chips.setdefault(words[0], []).append(device.name)
-    wanted = sorted(_words(device_name), key=len, reverse=True)
+    wanted = sorted(_words(device_name), key=lambda word: (-len(word), word))
     named = [name for word in wanted for name in chips.get(word, ())]
     similar = [chips[chip][0] for word in wanted for chip in get_close_matches(word, chips, n=4)]
     return list(dict.fromkeys([*named, *similar, chips["h100"][0], chips["a100"][0]]))[:4]
@@ -138,11 +140,16 @@ def device_from_entry(entry: Mapping[str, Any]) -> Device:
 
 
 @cache
-def _devices() -> tuple[tuple[Device, tuple[str, ...], frozenset[str]], ...]:
-    """Each device of the table with its words, the chip first, and the whole names that mean it alone."""
-    entries = read_table("devices.yaml")
+def _devices() -> tuple[tuple[Device, tuple[str, ...], frozenset[str], frozenset[str]], ...]:
+    """Each device with its words, the chip first, the whole names that mean it alone, and the words a name needs."""
     return tuple(
-        (device_from_entry(entry), tuple(entry["words"]), frozenset(entry.get("driver", ()))) for entry in entries
+        (
+            device_from_entry(entry),
+            tuple(entry["words"]),
+            frozenset(entry.get("driver", ())),
+            frozenset(entry.get("needed", ())),
+        )
+        for entry in read_table("devices.yaml")
     )
 
 

@@ -98,7 +98,7 @@ def test_an_unknown_gpu_gets_the_nearest_names():
     with pytest.raises(UserError) as error:
         require_device("H100 64GB")
     assert str(error.value) == (
-        "gpu = H100 64GB: not in the table: choose H100 SXM 80GB, H100 PCIe 80GB, H100 NVL 94GB, H100 SXM 96GB, "
+        "gpu = H100 64GB: not in the table: choose H100 SXM 80GB, H100 SXM 96GB, H100 PCIe 80GB, H100 NVL 94GB, "
         "or give your own device in a file"
     )
     with pytest.raises(UserError, match="gpu = A10O: not in the table: choose A10, A10G"):
