@@ -58,7 +58,6 @@ def estimate(
         carbon_intensity=carbon_intensity,
         calibration=run.calibration,
         layout_is_guessed=run.completed.layout_is_guessed,
-        num_gpus_is_guessed="num_gpus" in run.completed.chosen,
     )
     found = estimated(run.completed.setup, run.completed.tokens, assumptions)
     answer = described(found, run.choices, run.warnings)

@@ -34,7 +34,7 @@ def baseline_hours(row: Row, utilisation: float) -> float:
 
 
 def _facts(row: Row) -> RunFacts:
-    device, gpus = device_of(row, []), number(row, "n_gpus")
+    device = device_of(row, [])
     tokens = number(row, "tokens_T")
     if tokens is None:
         raise NotExpressible("tokens_T is not given")
@@ -52,7 +52,6 @@ def _facts(row: Row) -> RunFacts:
             params=1e9 * total,
             tokens=1e12 * tokens,
             device=device,
-            num_gpus=None if gpus is None else max(1, round(gpus)),
             active_params=None if active is None or active > total else 1e9 * active,
             year=_year(row.get("date") or ""),
         )
