@@ -5,7 +5,6 @@ carries JSON. Heavy imports are inside the verbs, so that --help answers at once
 """
 
 import errno
-import json
 import math
 import shlex
 import sys
@@ -334,7 +333,8 @@ def parity(
 
     Runs on this machine's CPU, in float32 and float64, for some minutes. Exits with 1 when some layout differs.
     """
-    from scaling.parity import parity as compare, row_line
+    from scaling.parity import parity as compare
+    from scaling.parity import row_line
     from scaling.reshard import reshard, reshard_line
 
     run, line = (reshard, reshard_line) if checkpoints else (compare, row_line)
