@@ -9,7 +9,7 @@ sequence length and fp8 do not help to predict runs of other families and are le
 
 The fit is of least absolute deviations: a few families with bad clusters would pull a least-squares fit away from all
 others. Median error of held-out families: 19 % over all runs, 14 % over the 42 of the best known; of one utilisation of
-40 %: 35 % and 28 %.
+40 %: 35 % and 28 %. The form was chosen with these figures in view, so they flatter it a little.
 
 Hours include restarts, evaluations and whatever else their authors counted: no goodput is to be applied on top.
 published_runs.csv is what the coefficients are fitted to and what the interval is measured on: each
