@@ -157,3 +157,15 @@ def test_a_form_that_predicted_nothing_has_no_weight():
     assert errors.params["approach2"] == np.inf and weights_of(errors.params, 0.03)["approach2"] == 0
     some = {"gamma": Allocation(1e6, 1e8, 2.0), "approach2": Allocation(1e7, 1e7, 2.0)}
     assert combine(some, errors, 1.0, 0.1).value.params == pytest.approx(1e6)
+
+
+def test_model_form_error_grows_slower_than_the_steps_ahead():
+    """By the square root for N* and by the power 3/4 for L*, as benchmarks/backtest.py shows."""
+    agreed = {form: Allocation(1e9, 2e10, 2.5) for form in PRIOR}
+    near, far = (combine(agreed, errors_of([]), steps, resolution=1e-6) for steps in (1.0, 4.0))
+
+    def width(bounds):
+        return np.log(bounds[1] / bounds[0])
+
+    assert width(far.params) / width(near.params) == pytest.approx(2.0)
+    assert width(far.loss) / width(near.loss) == pytest.approx(4**0.75, rel=0.02)

@@ -3,15 +3,11 @@
 import json
 
 import pytest
+from measured_rows import row
 
 from scaling.cli import main
 
-ROW = {
-    "id": "a", "group": "mine", "model": "Llama-2 7B", "layers": "32", "hidden": "4096", "heads": "32",
-    "ffn": "11008", "gated": "True", "vocab": "32000", "seq_len": "4096", "gpu": "A100-SXM-80GB", "n_gpus": "64",
-    "tp": "2", "pp": "4", "dp": "8", "micro_batch": "1", "global_batch": "512", "recompute": "none",
-    "precision": "bf16", "framework": "Megatron-Core", "step_time_s": "10",
-}  # fmt: skip
+ROW = row()
 SCORES = {"n", "mape", "median_error", "bias", "coverage", "baseline_mape"}
 
 
@@ -29,7 +25,7 @@ def run(capsys):
 
 
 def write(path, rows):
-    path.write_text("\n".join([",".join(rows[0]), *(",".join(row.values()) for row in rows)]) + "\n")
+    path.write_text("\n".join([",".join(rows[0]), *(",".join(each.values()) for each in rows)]) + "\n")
     return path
 
 

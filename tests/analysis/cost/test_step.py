@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 import pytest
 from setups import setup
 
+from analysis.cost.collectives import gather_seconds
 from analysis.cost.counts import flops_per_token
 from analysis.cost.measured import PUBLISHED, describe, measurements, read_rows
 from analysis.cost.stacks import constants_of, stack_names
@@ -130,3 +131,22 @@ def test_nine_of_ten_published_runs_lie_in_the_interval(published):
     spread = 1.645 * math.hypot(constants_of("megatron").between, constants_of("megatron").within)
     inside = [abs(error) <= spread for runs in published.values() for error, _ in runs]
     assert statistics.fmean(inside) > 0.8
+
+
+def test_tensor_ranks_gather_and_scatter_twice_each_way():
+    run, constants = setup(micro_batch_size=2), constants_of("megatron")
+    block = 2.0 * run.micro_batch_tokens * run.model.hidden_size
+    one = gather_seconds(block, run.tensor_parallel_size, 1, run.device, constants) * (1 - constants.tensor_overlap)
+    layers = run.num_micro_batches * run.model.num_layers / run.pipeline_parallel_size
+    assert step_time(run).tensor_communication == pytest.approx(2 * 4 * layers * one)
+
+
+def test_written_scores_cost_the_bytes_that_they_move():
+    run = setup(flash_attention=False, stack="megatron_2021")
+    cheap = replace(constants_of("megatron_2021"), score_bytes=0.0)
+    heads = run.model.num_attention_heads / run.tensor_parallel_size
+    scores = run.micro_batch_tokens * heads * run.seq_length
+    moved = 2.5 * 2 * scores * constants_of("megatron_2021").score_bytes
+    bandwidth = run.device.memory_bandwidth * cheap.bandwidth_efficiency
+    layers = run.num_micro_batches * run.model.num_layers / run.pipeline_parallel_size
+    assert step_time(run).attention - step_time(run, cheap).attention == pytest.approx(layers * moved / bandwidth)
