@@ -23,6 +23,7 @@ _SIZES = (
     "virtual_pipeline_parallel_size",
     "context_parallel_size",
     "expert_parallel_size",
+    "expert_tensor_parallel_size",
 )
 #: More GPUs, and larger sizes of anything else, are of no run; searches go through the divisors of the GPUs.
 _MOST_GPUS, _LARGEST = 10**6, 10**9
@@ -165,15 +166,28 @@ def _rank_problems(setup: Setup) -> Iterator[str]:
         )
         return
     data = setup.data_parallel_size
-    expert, ranks = setup.expert_parallel_size, data * setup.context_parallel_size
-    if ranks % expert:
-        yield (
-            f"expert_parallel_size = {expert}: must divide data x context = {data} x {setup.context_parallel_size} = "
-            f"{ranks}: choose {nearest_divisors(expert, ranks)}"
-        )
+    yield from _expert_rank_problems(setup)
     unit = data * setup.micro_batch_size
     if setup.global_batch_size % unit:
         yield (
             f"global_batch_size = {setup.global_batch_size}: must be a multiple of data x micro-batch = {data} x "
             f"{setup.micro_batch_size} = {unit} sequences: choose {nearest_multiples(setup.global_batch_size, unit)}"
+        )
+
+
+def _expert_rank_problems(setup: Setup) -> Iterator[str]:
+    """Expert ranks are tensor, context and data ranks in another order."""
+    tensor, context, data = setup.tensor_parallel_size, setup.context_parallel_size, setup.data_parallel_size
+    expert, split, ranks = setup.expert_parallel_size, setup.expert_tensor_parallel_size, tensor * context * data
+    product = f"tensor x context x data = {tensor} x {context} x {data} = {ranks}"
+    if split > 1 and tensor % split:
+        yield (
+            f"expert_tensor_parallel_size = {split}: must divide tensor_parallel_size = {tensor}: "
+            f"choose {nearest_divisors(split, tensor)}"
+        )
+    elif ranks % (expert * split):
+        times = f", {split} times over (expert_tensor_parallel_size)" if split > 1 else ""
+        yield (
+            f"expert_parallel_size = {expert}: must divide {product}{times}: "
+            f"choose {nearest_divisors(expert, ranks // split)}"
         )

@@ -1,7 +1,7 @@
 """Every way to divide a run over its GPUs that model, batch and machine allow; nothing is priced here.
 
-A division is the sizes that ranks are arranged in: tensor x pipeline x context x data, and experts over data and
-context ranks. Each has variants: micro-batch, sharding, pipeline stages of a rank; recomputation follows from memory.
+A division is the sizes that ranks are arranged in: tensor x pipeline x context x data, and experts over all but
+pipeline ranks. Each has variants: micro-batch, sharding, pipeline stages of a rank; recomputation follows from memory.
 """
 
 from collections import Counter
@@ -96,7 +96,7 @@ def _arrangements(template: Setup, open_fields: Collection[str]) -> Iterator[Set
         for pipeline in sizes("pipeline_parallel_size", ranks // tensor):
             for context in sizes("context_parallel_size", ranks // tensor // pipeline):
                 data = ranks // (tensor * pipeline * context)
-                experts = gcd(max(1, template.model.num_experts), max(1, data * context))
+                experts = gcd(max(1, template.model.num_experts), max(1, tensor * data * context))
                 for expert in sizes("expert_parallel_size", experts):
                     yield replace(
                         template,
@@ -130,7 +130,7 @@ def _problem(setup: Setup, open_fields: Collection[str]) -> str | None:
     data = setup.data_parallel_size
     if setup.global_batch_size % (data * setup.micro_batch_size):
         return "data ranks do not divide the batch"
-    if expert > 1 and (not model.is_moe or model.num_experts % expert or data * context % expert):
+    if expert > 1 and (not model.is_moe or model.num_experts % expert or tensor * data * context % setup.expert_ranks):
         return "expert ranks do not divide the experts"
     return None
 

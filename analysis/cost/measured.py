@@ -142,6 +142,7 @@ def describe(row: Row) -> Described:
             f"global_batch = {layout.batch} is less than dp x micro_batch = {layout.data} x {micro_batch or 1}"
         )
     chunks = _chunks(row, model, layout, assumed)
+    experts = _expert_sizes(row, model, layout, assumed)
     kind, stack = _precision(row, device, assumed), _stack(row, assumed)
     again, apart = recompute(row), flag(row, "seq_parallel")
     if again is None and text_of(row, "recompute"):
@@ -157,7 +158,8 @@ def describe(row: Row) -> Described:
         pipeline_parallel_size=layout.pipeline,
         virtual_pipeline_parallel_size=chunks or 1,
         context_parallel_size=layout.context,
-        expert_parallel_size=_expert_size(row, model, layout, assumed),
+        expert_parallel_size=experts[0],
+        expert_tensor_parallel_size=experts[1],
         sequence_parallel=stack != "megatron_2021" if apart is None else apart,
         pipeline_schedule="interleaved1f1b" if (chunks or 1) > 1 else "1f1b",
         sharding=_sharding(row, stack, assumed),
@@ -264,14 +266,17 @@ def _stack(row: Row, assumed: list[str]) -> Stack:
     return stack
 
 
-def _expert_size(row: Row, model: Architecture, layout: _Layout, assumed: list[str]) -> int:
-    """Expert parallel ranks that the model and the layout allow: at most those stated."""
+def _expert_sizes(row: Row, model: Architecture, layout: _Layout, assumed: list[str]) -> tuple[int, int]:
+    """(expert, expert tensor) parallel ranks that the model and the layout allow: at most those stated."""
+    if not model.is_moe:
+        return 1, 1
+    split = gcd(whole(row, "etp") or 1, layout.tensor)
     stated = whole(row, "ep") or 1
-    common = gcd(model.num_experts, layout.data * layout.context * layout.tensor) if model.is_moe else 1
+    common = gcd(model.num_experts, layout.data * layout.context * layout.tensor // split)
     size = next(size for size in range(min(stated, common), 0, -1) if common % size == 0)
     if size != stated:
         assumed.append(f"ep = {stated} does not divide experts and ranks: taken as {size}")
-    return size
+    return size, split
 
 
 def _sharding(row: Row, stack: Stack, assumed: list[str]) -> Sharding:

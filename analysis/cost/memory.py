@@ -128,7 +128,7 @@ def _block(setup: Setup, stack: StackMemory, moe: bool) -> _Block:
     arch, tensor = setup.model, setup.tensor_parallel_size
     block = block_parameters(arch, moe)
     matrices = (block.attention + block.mlp) / tensor
-    experts = block.routed_experts / (setup.expert_parallel_size * tensor)
+    experts = block.routed_experts / setup.expert_ranks
     plain = matrices + block.norms + block.router
     inner = arch.moe_shared_expert_intermediate_size if moe else arch.ffn_hidden_size
     kept = sum(layer_tensors(_sizes(setup, stack, moe), stack.kept, arch.gated).values())
@@ -136,7 +136,7 @@ def _block(setup: Setup, stack: StackMemory, moe: bool) -> _Block:
         plain=plain,
         experts=experts,
         matrices=matrices + experts,
-        shapes=matrices + block.routed_experts / max(1, arch.num_experts) / tensor,
+        shapes=matrices + block.routed_experts / max(1, arch.num_experts) / setup.expert_tensor_parallel_size,
         unit=plain + experts,
         inner=(inner + (arch.moe_router_topk * arch.moe_ffn_hidden_size if moe else 0)) / tensor,
         kept=setup.micro_batch_tokens * kept,
@@ -145,7 +145,7 @@ def _block(setup: Setup, stack: StackMemory, moe: bool) -> _Block:
 
 def _sizes(setup: Setup, stack: StackMemory, moe: bool) -> LayerSizes:
     """Elements of each token of one layer on one tensor rank. Routed tokens are taken to be spread evenly."""
-    arch, tensor = setup.model, setup.tensor_parallel_size
+    arch, tensor, split = setup.model, setup.tensor_parallel_size, setup.expert_tensor_parallel_size
     divided = arch.hidden_size / (tensor if setup.sequence_parallel else 1)
     groups = max(1.0, arch.num_query_groups / tensor)
     heads = arch.num_attention_heads / tensor
@@ -161,9 +161,10 @@ def _sizes(setup: Setup, stack: StackMemory, moe: bool) -> LayerSizes:
         inner=inner / tensor,
         keys=setup.seq_length,
         latent=arch.q_lora_rank + arch.kv_lora_rank if arch.is_latent else 0,
-        routed=arch.moe_router_topk if moe else 0,
+        # tensor ranks have routed their parts of the tokens, which the ranks that share an expert gather
+        routed=arch.moe_router_topk * split / tensor if moe else 0,
         routed_hidden=arch.hidden_size,
-        routed_inner=arch.moe_ffn_hidden_size / tensor,
+        routed_inner=arch.moe_ffn_hidden_size / split,
     )
 
 
@@ -214,13 +215,11 @@ def _rank_tensors(setup: Setup, stack: StackMemory, held: _Held) -> dict[str, fl
     """Bytes of every kind of tensor on one pipeline rank; the numbers add up to its peak."""
     plain, experts = _parameters(setup, held)
     ranks = setup.sharding_ranks
-    # expert parallel ranks are data ranks that hold different experts
-    expert_ranks = max(1.0, ranks / setup.expert_parallel_size)
     level = ("none", "zero1", "zero2", "zero3").index(setup.sharding)
 
     def state(size: float, sharded_from: int) -> float:
         divided = level >= sharded_from
-        return size * (plain / (ranks if divided else 1) + experts / (expert_ranks if divided else 1))
+        return size * (plain / (ranks if divided else 1) + experts / (setup.expert_sharding_ranks if divided else 1))
 
     at_loss, in_backward = _at_loss(setup, stack, held), _in_backward(setup, stack, held)
     transient = max(at_loss, in_backward, key=lambda part: sum(part.values()))

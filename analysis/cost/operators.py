@@ -128,13 +128,14 @@ def _linear_shapes(setup: Setup, rates: Rates, moe: bool) -> Iterator[tuple[floa
 def _expert_seconds(setup: Setup, constants: Constants, rates: Rates) -> tuple[float, float]:
     """(forward, backward) of the routed experts of one GPU, tokens spread evenly; one grouped product for all."""
     model = setup.model
-    here = model.num_experts / setup.expert_parallel_size
-    routed = setup.micro_batch_tokens * model.moe_router_topk / setup.tensor_parallel_size
+    here, split = model.num_experts / setup.expert_parallel_size, setup.expert_tensor_parallel_size
+    inner = model.moe_ffn_hidden_size / split
+    routed = setup.micro_batch_tokens * model.moe_router_topk * split / setup.tensor_parallel_size
     rate = rates.linear * constants.expert_efficiency
     seconds = [0.0, 0.0]
     for n, k in (
-        ((2 if model.gated else 1) * model.moe_ffn_hidden_size, model.hidden_size),
-        (model.hidden_size, model.moe_ffn_hidden_size),
+        ((2 if model.gated else 1) * inner, model.hidden_size),
+        (model.hidden_size, inner),
     ):
         read = _BYTES * here * n * k / rates.bandwidth
         forward, backward = rates.both_seconds(routed, n, k, rate, constants)
@@ -201,8 +202,13 @@ def _context_seconds(setup: Setup, constants: Constants, attention: tuple[float,
 
 
 def _exchange_seconds(setup: Setup, constants: Constants) -> float:
-    """Exposed seconds of a pass between expert ranks: every routed token there and back."""
+    """Exposed seconds of a pass between expert ranks: every routed token there and back.
+
+    Ranks that share an expert are neighbours: they gather what each of them was sent, and scatter what comes out.
+    """
+    split, device = setup.expert_tensor_parallel_size, setup.device
     routed = setup.micro_batch_tokens * setup.model.moe_router_topk / setup.tensor_parallel_size
     block = _BYTES * routed * setup.model.hidden_size
-    exchange = all_to_all_seconds(block, setup.expert_parallel_size, 1, setup.device, constants)
+    exchange = all_to_all_seconds(block, setup.expert_parallel_size, split, device, constants)
+    exchange += gather_seconds(block * split, split, 1, device, constants)
     return 2.0 * exchange * (1.0 - constants.expert_overlap)

@@ -19,8 +19,9 @@ Stack = Literal["megatron", "megatron_2021", "fsdp_compiled", "fsdp_eager", "unt
 class Setup:
     """Everything that decides the time and the memory of a training step.
 
-    num_gpus = tensor x pipeline x context x data parallel size; expert parallel ranks are taken from the data and
-    context ranks (expert_parallel_size divides their product), as in Megatron. Batch sizes are in sequences.
+    num_gpus = tensor x pipeline x context x data parallel size. The layers of experts divide the same GPUs in their own
+    way (Liu et al. 2025, arXiv:2504.14960): expert x expert tensor parallel size divides tensor x context x data, and
+    what remains holds copies. Batch sizes are in sequences.
     """
 
     model: Architecture
@@ -35,6 +36,8 @@ class Setup:
     virtual_pipeline_parallel_size: int = 1
     context_parallel_size: int = 1
     expert_parallel_size: int = 1
+    #: Ranks that share the matrices of one expert. Megatron's own default is tensor_parallel_size, its recipes' 1.
+    expert_tensor_parallel_size: int = 1
     sequence_parallel: bool = True
     pipeline_schedule: Schedule = "1f1b"
     sharding: Sharding = "zero1"
@@ -54,6 +57,11 @@ class Setup:
         return self.num_gpus // (self.tensor_parallel_size * self.pipeline_parallel_size * self.context_parallel_size)
 
     @property
+    def expert_ranks(self) -> int:
+        """Ranks that share the experts of one layer; those beyond hold copies."""
+        return self.expert_parallel_size * self.expert_tensor_parallel_size
+
+    @property
     def is_fsdp(self) -> bool:
         """Whether torch's FSDP trains it, compiled or not."""
         return self.stack in ("fsdp_compiled", "fsdp_eager")
@@ -67,6 +75,11 @@ class Setup:
     def sharding_ranks(self) -> int:
         """Ranks that share one copy of what is sharded."""
         return self.sharding_size or self.data_parallel_size * self.context_parallel_size
+
+    @property
+    def expert_sharding_ranks(self) -> float:
+        """Ranks that share one copy of what is sharded of the same experts."""
+        return max(1.0, self.sharding_ranks * self.tensor_parallel_size / self.expert_ranks)
 
     @property
     def num_micro_batches(self) -> int:

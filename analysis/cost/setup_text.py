@@ -30,6 +30,8 @@ def setup_line(setup: Setup) -> str:
     if setup.virtual_pipeline_parallel_size > 1:
         layout.append(f"virtual {setup.virtual_pipeline_parallel_size}")
     experts = f", expert {setup.expert_parallel_size}" if setup.expert_parallel_size > 1 else ""
+    if setup.expert_tensor_parallel_size > 1:
+        experts += f", expert tensor {setup.expert_tensor_parallel_size}"
     layout.append(f"data {setup.data_parallel_size}")
     micro = setup.micro_batch_size
     again = "no" if setup.recompute_granularity == "none" else setup.recompute_granularity

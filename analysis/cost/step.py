@@ -143,7 +143,7 @@ def _fetched_weights(setup: Setup, constants: Constants, moe: bool) -> tuple[flo
         return 0.0, 0.0
     block = block_parameters(setup.model, moe)
     held = (block.total - block.routed_experts) / setup.tensor_parallel_size
-    held += block.routed_experts / setup.expert_parallel_size
+    held += block.routed_experts / setup.expert_ranks
     size = setup.sharding_ranks
     crosses = size * setup.tensor_parallel_size > setup.device.scale_up_size
     slower = constants.fetch_slowdown if crosses else 1.0
@@ -198,8 +198,7 @@ def _data_seconds(setup: Setup, constants: Constants, layers: list[tuple[_Layer,
     back = _WEIGHT_BYTES if setup.sharding != "none" else _GRADIENT_BYTES
     gather = gather_seconds(back * dense, data, tensor, setup.device, constants)
     if experts:
-        copies = max(1, data * tensor // setup.expert_parallel_size)
-        stride = setup.expert_parallel_size
+        copies, stride = max(1, data * tensor // setup.expert_ranks), setup.expert_ranks
         scatter += gather_seconds(_GRADIENT_BYTES * experts, copies, stride, setup.device, constants)
         gather += gather_seconds(back * experts, copies, stride, setup.device, constants)
     backward = sum(count * (layer.backward.total + layer.recompute) for layer, count in layers) / ranks
@@ -218,17 +217,16 @@ def _rank_parameters(setup: Setup) -> tuple[float, float]:
     tables = embedding_parameters(model)
     if ranks == 1 and not model.tie_word_embeddings:
         tables += model.vocab_size * model.hidden_size
-    experts = model.num_moe_layers * moe.routed_experts / ranks / setup.expert_parallel_size
+    experts = model.num_moe_layers * moe.routed_experts / ranks / setup.expert_ranks
     return shared / ranks / tensor + tables / tensor, experts
 
 
 def _optimizer_seconds(setup: Setup, rates: Rates) -> float:
     """Adam's pass over what this rank updates."""
     dense, experts = _rank_parameters(setup)
-    data = setup.data_parallel_size * setup.context_parallel_size
     if setup.sharding != "none":
         dense /= setup.sharding_ranks
-        experts /= max(1, data * setup.tensor_parallel_size // setup.expert_parallel_size)
+        experts /= setup.expert_sharding_ranks
     return (dense + experts) * _OPTIMIZER_BYTES / rates.bandwidth
 
 

@@ -13,6 +13,7 @@ from scaling.errors import UserError
 DENSE = Architecture("dense", 32, 4096, 32, 8, 128, 14336, 128256)
 EXPERTS = replace(DENSE, name="experts", num_experts=64, moe_router_topk=2, moe_ffn_hidden_size=1024)
 GROUPS = replace(DENSE, name="grouped", num_attention_heads=48, num_query_groups=12)
+EXPERT_RANKS = {"model": EXPERTS, "expert_parallel_size": 32, "tensor_parallel_size": 4}
 SETUP = Setup(DENSE, find_device("H100"), num_gpus=64, seq_length=4096, global_batch_size=512)
 
 
@@ -35,7 +36,8 @@ SETUP = Setup(DENSE, find_device("H100"), num_gpus=64, seq_length=4096, global_b
         ({"micro_batch_size": 3}, "64 x 3 = 192 sequences: choose 384 or 576"),
         ({"expert_parallel_size": 2}, "dense has no experts: choose 1"),
         ({"model": EXPERTS, "expert_parallel_size": 3}, "64 experts of experts: choose 2 or 4"),
-        ({"model": EXPERTS, "expert_parallel_size": 32, "tensor_parallel_size": 4}, "16 x 1 = 16: choose 16"),
+        (EXPERT_RANKS | {"expert_tensor_parallel_size": 4}, "4 x 1 x 16 = 64, 4 times over .*: choose 16"),
+        (EXPERT_RANKS | {"expert_tensor_parallel_size": 3}, "must divide tensor_parallel_size = 4: choose 2 or 4"),
         ({"precision": "nvfp4"}, "H100 SXM 80GB has no such products: choose bf16, fp16, fp8, fp32"),
         ({"precision": "bf16", "device": find_device("V100")}, "choose fp16, fp32"),
     ],
@@ -53,6 +55,7 @@ def test_what_is_possible_passes():
     interleaved = {"virtual_pipeline_parallel_size": 2, "pipeline_schedule": "interleaved1f1b"}
     check_setup(replace(SETUP, tensor_parallel_size=8, pipeline_parallel_size=4, **interleaved))
     check_setup(replace(SETUP, model=EXPERTS, expert_parallel_size=64))
+    check_setup(replace(SETUP, **EXPERT_RANKS))  # more expert ranks than data ranks: they take tensor ranks as well
     check_setup(replace(SETUP, context_parallel_size=4, tensor_parallel_size=16))
 
 

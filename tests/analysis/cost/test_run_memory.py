@@ -16,7 +16,7 @@ from published_memory import (
 )
 
 from analysis.cost.architecture import Architecture
-from analysis.cost.counts import parameters
+from analysis.cost.counts import block_parameters, parameters
 from analysis.cost.memory import fits, memory
 from analysis.cost.memory_stacks import stack_memory
 from analysis.cost.setup import Setup
@@ -123,6 +123,26 @@ def test_eighteen_bytes_a_parameter_and_what_each_level_of_zero_divides():
     assert hybrid.tensors["weights"] == 2 * memory(replace(setup, sharding="zero3")).tensors["weights"]
     fsdp = memory(replace(setup, sharding="zero3", stack="fsdp_eager"))
     assert [fsdp.tensors[name] / count for name in states] == [0.5, 0.5, 0, 1]
+
+
+def test_experts_are_divided_by_their_own_ranks_alone():
+    model = replace(DEEPSEEK_V2, vocab_size=64)
+    setup = Setup(model, A100, 64, 4096, 64, expert_parallel_size=8, sharding="none")
+    weights = [
+        memory(replace(setup, tensor_parallel_size=tensor, expert_tensor_parallel_size=split)).tensors["weights"]
+        for tensor, split in ((1, 1), (4, 1), (4, 4))
+    ]
+    experts = 2 * block_parameters(model, moe=True).routed_experts / 8 * model.num_moe_layers
+    assert weights[1] - weights[2] == pytest.approx(0.75 * experts)
+    assert weights[0] - weights[1] < 0.75 * (weights[0] - experts)  # the rest: matrices by four, norms not at all
+    # optimizer state: 64 GPUs hold 8 different experts, so 8 ranks share one; with 4 ranks an expert, 2 do
+    optimizer = {
+        split: memory(
+            replace(setup, sharding="zero1", tensor_parallel_size=4, expert_tensor_parallel_size=split)
+        ).tensors["optimizer"]
+        for split in (1, 4)
+    }
+    assert optimizer[1] == pytest.approx(optimizer[4])
 
 
 def test_tensors_add_up_and_ranks_differ():

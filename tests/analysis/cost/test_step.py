@@ -82,6 +82,14 @@ def test_experts_exchange_tokens_and_more_ranks_hold_fewer():
     assert spread.optimizer <= alone.optimizer * 1.01
 
 
+def test_ranks_that_share_an_expert_gather_its_tokens():
+    whole = setup("mixtral-8x7b", num_gpus=64, tensor_parallel_size=4, pipeline_parallel_size=1, expert_parallel_size=8)
+    apart, shared = (step_time(replace(whole, expert_tensor_parallel_size=size)) for size in (1, 4))
+    assert shared.expert_communication > 1.5 * apart.expert_communication
+    assert shared.linear == pytest.approx(apart.linear, rel=0.1)  # the same products, each cut in four
+    assert shared.total > apart.total
+
+
 def test_sharded_weights_are_fetched_for_every_micro_batch():
     sizes = {"pipeline_parallel_size": 1, "tensor_parallel_size": 1, "micro_batch_size": 4}
     few = setup(**sizes, sharding="zero3", stack="fsdp_eager")
