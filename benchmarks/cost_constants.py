@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import least_squares
 
+from analysis.cost.calibration import step_spread
+from analysis.cost.interval import QUANTILE
 from analysis.cost.measured import describe, measurements, read_rows
 from analysis.cost.measured_cells import NotExpressible
 from analysis.cost.setup import Setup
@@ -175,9 +177,11 @@ def main() -> None:
         line = "{source:34s} n {n:4d}  MAPE {mape:5.1f}  bias {bias:+6.1f}  spread {spread:5.1f}".format(**rows[-1])
         if arguments.leave_out:
             held = [run for run in runs if run[0] == source]
-            left = describe_errors(errors(held, fit([run for run in runs if run[0] != source])[0])[source])
+            left_out = errors(held, fit([run for run in runs if run[0] != source])[0])
+            left = describe_errors(left_out[source])
+            left["coverage"] = coverage(held, left_out[source])
             rows[-1] |= {f"{name}_left_out": value for name, value in left.items()}
-            line += f"  left out: MAPE {left['mape']:5.1f}  bias {left['bias']:+6.1f}"
+            line += "  left out: MAPE {mape:5.1f}  bias {bias:+6.1f}  in interval {coverage:.2f}".format(**left)
         print(line, flush=True)
     values = {}
     for (stack, name, value, _, _), shift in found:
@@ -186,6 +190,12 @@ def main() -> None:
         print(f"{stack or 'common':14s} {name:24s} {now:9.4g}  (prior {value:g}, {shift:+.1f} sd)")
     if arguments.json:
         arguments.json.write_text(json.dumps({"constants": values, "sources": rows}, indent=1) + "\n")
+
+
+def coverage(runs: list[Run], off: list[float]) -> float:
+    """Share of runs in the 90 % interval that an estimate would have given with the shipped spreads."""
+    spreads = [step_spread(setup, constants_of(setup.stack)) for _, setup, _ in runs]
+    return statistics.fmean(abs(error) <= QUANTILE * spread for error, spread in zip(off, spreads, strict=True))
 
 
 def describe_errors(off: list[float]) -> dict[str, float]:

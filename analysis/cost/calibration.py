@@ -116,8 +116,13 @@ def step_interval(setup: Setup, calibration: Calibration | None = None) -> Inter
     seconds = step_time(setup, constants).total
     if calibration is not None and calibration.stack == setup.stack:
         return log_normal(seconds, calibration.spread)
+    return log_normal(seconds, step_spread(setup, constants))
+
+
+def step_spread(setup: Setup, constants: Constants) -> float:
+    """Standard deviation of ln(measured / predicted step) where nothing of the source was seen."""
     experts = constants.expert_between if setup.model.is_moe else 0.0
-    return log_normal(seconds, math.hypot(constants.between, constants.within, experts))
+    return math.hypot(constants.between, constants.within, experts)
 
 
 def calibrate(runs: Sequence[tuple[Setup, float]], source: str) -> Calibration:

@@ -135,8 +135,12 @@ def _refuse_what_is_no_decoder(config: dict[str, Any], known: bool, source: str)
     remedy = "only decoder-only transformers can be counted"
     if config.get("is_encoder_decoder"):
         raise UserError(f"{source}: is_encoder_decoder = true: {remedy}")
+    if any(isinstance(config.get(field), list) for names in (*_SIZES.values(), _GROUPS, _FFN) for field in names):
+        raise UserError(f"{source}: sizes differ from layer to layer: only layers that are alike can be counted")
     if known:
         return
+    if "type_vocab_size" in config:  # of the two segments that encoders such as BERT take
+        raise UserError(f"{source}: type_vocab_size is a field of encoders: {remedy}")
     heads = [str(name) for name in config.get("architectures") or []]
     if heads and not any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in heads):
         raise UserError(f"{source}: architectures = {', '.join(heads)}: {remedy}")
@@ -144,8 +148,6 @@ def _refuse_what_is_no_decoder(config: dict[str, Any], known: bool, source: str)
     if other or "linear_attention" in (config.get("layer_types") or []):
         field = other[0] if other else "layer_types"
         raise UserError(f"{source}: {field} speaks of layers other than attention and MLP: {remedy}")
-    if any(isinstance(config.get(field), list) for names in (*_SIZES.values(), _GROUPS, _FFN) for field in names):
-        raise UserError(f"{source}: sizes differ from layer to layer: only layers that are alike can be counted")
 
 
 def _check_optional(config: dict[str, Any], source: str) -> None:

@@ -60,12 +60,16 @@ def _facts(row: Row) -> RunFacts:
 
 
 def _known_active(name: str, total: float) -> float | None:
-    """1e9 active parameters of a known model of that name and about that size; None for any other."""
+    """1e9 active parameters of a known model of that name and about that size; None for any other.
+
+    Models with experts are often said to have experts x parameters, though experts share all but their MLPs.
+    """
     try:
         count = parameters(find_model(name))
     except UserError:
         return None
-    return count.active / 1e9 if abs(count.total / 1e9 / total - 1) < 0.1 else None
+    most = 1.5 if count.active < count.total else 1.1
+    return count.active / 1e9 if 0.9 < total / (count.total / 1e9) < most else None
 
 
 def _year(text: str) -> float | None:

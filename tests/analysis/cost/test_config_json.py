@@ -208,6 +208,8 @@ def test_a_file_or_its_directory(tmp_path):
     [
         ({"model_type": "t5", "is_encoder_decoder": True}, "is_encoder_decoder = true: only decoder-only transformers"),
         ({**LLAMA, "model_type": "bert", "architectures": ["BertForMaskedLM"]}, "architectures = BertForMaskedLM"),
+        ({**LLAMA, "model_type": "bert", "type_vocab_size": 2}, "type_vocab_size is a field of encoders"),
+        ({**LLAMA, "intermediate_size": [8192, 8192]}, "sizes differ from layer to layer"),
         ({**LLAMA, "model_type": "jamba", "mamba_d_state": 16}, "mamba_d_state speaks of layers other than attention"),
         ({**LLAMA, "model_type": "x", "layer_types": ["linear_attention"]}, "layer_types speaks of layers"),
         ({"model_type": "llama", "hidden_size": 64}, "num_hidden_layers is missing"),

@@ -4,6 +4,7 @@ import pytest
 from measured_rows import row
 
 from analysis.cost.measured import PUBLISHED, read_rows
+from analysis.cost.measured_hours import predicted_hours
 from analysis.cost.validate import compare, validate
 
 
@@ -38,6 +39,15 @@ def test_gpu_hours_come_from_the_layout_or_from_published_runs():
     found = validate([row(**facts, id="a"), bare])["overall"]["gpu_hours"]
     assert found["n"] == 2
     assert found["mape"] < 40 and found["baseline_mape"] == pytest.approx(2.4, abs=1.0)
+
+
+def test_parameters_of_experts_times_a_model_are_read_as_the_model_that_is_meant():
+    facts = {"tokens_T": "1", "gpu": "H100", "date": "2024-05", "n_gpus": "", "tp": "", "pp": "", "dp": ""}
+    hours = [
+        predicted_hours(row(**facts, model="Mixtral 8x7B", params_total_B=total)).value
+        for total in ("46.7", "56", "90")
+    ]
+    assert hours[0] == hours[1] < hours[2] / 5  # 90e9 parameters are another model's, taken as dense
 
 
 def test_a_row_of_absurd_numbers_does_not_stop_the_others():
