@@ -34,6 +34,30 @@ from scaling.errors import UserError
 #: Runs that others measured and published, each with its source: what the shipped constants were fitted to.
 PUBLISHED = Path(__file__).with_name("published_steps.csv")
 
+#: Options of `scaling cost` by which a column may be called as well.
+_OPTIONS = {
+    "num_gpus": "n_gpus",
+    "num_layers": "layers",
+    "hidden_size": "hidden",
+    "num_attention_heads": "heads",
+    "num_query_groups": "kv_heads",
+    "ffn_hidden_size": "ffn",
+    "vocab_size": "vocab",
+    "seq_length": "seq_len",
+    "micro_batch_size": "micro_batch",
+    "global_batch_size": "global_batch",
+    "tensor_parallel_size": "tp",
+    "pipeline_parallel_size": "pp",
+    "virtual_pipeline_parallel_size": "vpp",
+    "data_parallel_size": "dp",
+    "context_parallel_size": "cp",
+    "expert_parallel_size": "ep",
+    "expert_tensor_parallel_size": "etp",
+    "sharding": "zero_or_fsdp",
+    "sequence_parallel": "seq_parallel",
+    "recompute_granularity": "recompute",
+    "stack": "framework",
+}
 #: Columns without which a table says nothing.
 _NEEDED = ("model", "gpu", "n_gpus")
 #: Sequences of a step, above which a batch is written in tokens.
@@ -74,11 +98,14 @@ class _Layout:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a table of measured runs. Raises UserError when it cannot be read or lacks the columns."""
+    """The rows of a table of measured runs, by the short names of its columns.
+
+    Raises UserError when it cannot be read or lacks the columns.
+    """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = [
-                {name.strip(): (value or "").strip() for name, value in row.items() if name}
+                {_OPTIONS.get(name.strip(), name.strip()): (value or "").strip() for name, value in row.items() if name}
                 for row in csv.DictReader(file)
             ]
     except FileNotFoundError:

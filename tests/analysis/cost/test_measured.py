@@ -137,6 +137,15 @@ def test_the_network_beside_the_gpus_name_counts():
     assert slow < describe(row()).setup.device.scale_out_bandwidth
 
 
+def test_columns_may_have_the_names_of_options(tmp_path):
+    path, other = tmp_path / "short.csv", tmp_path / "long.csv"
+    path.write_text("model,gpu,n_gpus,seq_len,global_batch,tp,zero_or_fsdp\nllama3-8b,H100,64,4096,512,2,zero3\n")
+    names = "model,gpu,num_gpus,seq_length,global_batch_size,tensor_parallel_size,sharding"
+    other.write_text(path.read_text().replace(path.read_text().splitlines()[0], names))
+    short, long = (describe(read_rows(table)[0]).setup for table in (path, other))
+    assert short == long and long.tensor_parallel_size == 2 and long.sharding == "zero3"
+
+
 def test_a_table_without_the_columns_is_one_clear_error(tmp_path):
     path = tmp_path / "runs.csv"
     path.write_text("name,speed\na,1\n")
