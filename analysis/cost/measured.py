@@ -294,12 +294,17 @@ def _stack(row: Row, assumed: list[str]) -> Stack:
 
 
 def _expert_sizes(row: Row, model: Architecture, layout: _Layout, assumed: list[str]) -> tuple[int, int]:
-    """(expert, expert tensor) parallel ranks that the model and the layout allow: at most those stated."""
+    """(expert, expert tensor) parallel ranks that the model and the layout allow: at most those stated.
+
+    Tensor ranks share an expert where nothing else is said and ranks enough are there, as in Megatron.
+    """
     if not model.is_moe:
         return 1, 1
-    split = gcd(whole(row, "etp") or 1, layout.tensor)
-    stated = whole(row, "ep") or 1
-    common = gcd(model.num_experts, layout.data * layout.context * layout.tensor // split)
+    ranks, stated = layout.data * layout.context * layout.tensor, whole(row, "ep") or 1
+    split = gcd(whole(row, "etp") or layout.tensor, layout.tensor)
+    if whole(row, "etp") is None and ranks % (stated * split):
+        split = 1
+    common = gcd(model.num_experts, ranks // split)
     size = next(size for size in range(min(stated, common), 0, -1) if common % size == 0)
     if size != stated:
         assumed.append(f"ep = {stated} does not divide experts and ranks: taken as {size}")

@@ -42,11 +42,7 @@ def complete(setup: Setup, open_fields: Collection[str]) -> tuple[Setup, tuple[s
 
 
 def least_recompute(setup: Setup) -> Setup:
-    """`setup` with full recomputation of as few of its layers as make it fit; none where none is needed.
-
-    Who chose a layout for speed also reduced gradients in 16 bits and kept no second copy of weights in low precision
-    before computing anything twice, so neither counts.
-    """
+    """`setup` with full recomputation of as few of its layers as make it fit; none where none is needed."""
     free = replace(setup, recompute_granularity="none")
     full = replace(setup, recompute_granularity="full", recompute_share=1.0)
     usable = _USABLE * setup.device.memory_bytes
@@ -57,13 +53,21 @@ def least_recompute(setup: Setup) -> Setup:
 
 
 def _lean_bytes(setup: Setup) -> float:
+    """Bytes of tensors as a run needs them that is short of memory.
+
+    Who chooses a layout of Megatron for speed also reduces gradients in 16 bits and keeps no second copy of weights in
+    low precision before computing anything twice, so neither counts. FSDP has no such choices.
+    """
     estimate = memory(setup)
+    if setup.is_fsdp:
+        return estimate.allocated
     return estimate.allocated - estimate.tensors.get("workspace", 0.0) - estimate.tensors["gradients"] / 2
 
 
 def _possible(setup: Setup) -> Setup:
-    """A stated "no recomputation" that does not fit at the low end of its memory's interval is not what was run."""
-    if setup.recompute_granularity == "none" and memory(setup).interval("allocated").low > setup.device.memory_bytes:
+    """A stated "no recomputation" that cannot fit, however leanly it is kept, is not what was run."""
+    least = _lean_bytes(setup) * memory(setup).spread[0]
+    if setup.recompute_granularity == "none" and least > setup.device.memory_bytes:
         return replace(setup, recompute_granularity="full")
     return setup
 
