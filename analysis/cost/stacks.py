@@ -61,6 +61,7 @@ class Constants:
     routed_values: float
     elementwise: float
     score_bytes: float
+    logit_bytes: float
     host_layer_seconds: float
     host_collective_seconds: float
     step_seconds: float

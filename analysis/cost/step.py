@@ -159,7 +159,7 @@ def _output_seconds(setup: Setup, constants: Constants, rates: Rates) -> float:
     tokens, hidden = setup.micro_batch_tokens, setup.model.hidden_size
     table = setup.model.vocab_size / setup.tensor_parallel_size
     forward, backward = rates.both_seconds(tokens, table, hidden, rates.wide, constants)
-    loss = 24.0 * tokens * table / rates.bandwidth  # float32 logits: written, read for max and sum, gradient written
+    loss = constants.logit_bytes * tokens * table / rates.bandwidth
     lookup = 8.0 * tokens * hidden / rates.bandwidth
     return (1 + setup.model.mtp_num_layers) * (forward + backward + loss) + lookup
 
@@ -185,13 +185,15 @@ def _data_seconds(setup: Setup, constants: Constants, layers: list[tuple[_Layer,
     data, ranks = setup.data_parallel_size * setup.context_parallel_size, setup.pipeline_parallel_size
     tensor = setup.tensor_parallel_size
     ends = setup.model.vocab_size * setup.model.hidden_size / tensor
+    backward = sum(count * (layer.backward.total + layer.recompute) for layer, count in layers) / ranks
     if setup.fetches_weights:
         size = setup.sharding_ranks
         fetched = 2.0 * gather_seconds(_WEIGHT_BYTES * 2 * ends, size, tensor, setup.device, constants)
         copies = data // size
-        if copies > 1:  # HSDP: the shards' gradients are summed over the copies
+        if copies > 1:  # HSDP: the shards' gradients are summed over the copies, layer by layer in the backward pass
             block = _GRADIENT_BYTES * _rank_parameters(setup)[0] / size
-            fetched += 2.0 * gather_seconds(block, copies, tensor * size, setup.device, constants)
+            summed = 2.0 * gather_seconds(block, copies, tensor * size, setup.device, constants)
+            fetched += max(0.02 * summed, summed - constants.data_overlap * backward)
         return fetched
     dense, experts = _rank_parameters(setup)
     scatter = gather_seconds(_GRADIENT_BYTES * dense, data, tensor, setup.device, constants)
@@ -201,7 +203,6 @@ def _data_seconds(setup: Setup, constants: Constants, layers: list[tuple[_Layer,
         copies, stride = max(1, data * tensor // setup.expert_ranks), setup.expert_ranks
         scatter += gather_seconds(_GRADIENT_BYTES * experts, copies, stride, setup.device, constants)
         gather += gather_seconds(back * experts, copies, stride, setup.device, constants)
-    backward = sum(count * (layer.backward.total + layer.recompute) for layer, count in layers) / ranks
     forward = sum(count * layer.forward.total for layer, count in layers) / ranks
     exposed = max(0.0, scatter - constants.data_overlap * backward)
     exposed += max(0.0, gather - constants.data_overlap * forward)
