@@ -35,6 +35,7 @@ _FRAMEWORKS: tuple[tuple[str, Stack], ...] = (
     ("foundry", "fsdp_eager"),
     ("nanotron", "untuned"),
     ("picotron", "untuned"),
+    ("llm.c", "fsdp_compiled"),
     ("hugging", "fsdp_eager"),
     ("accelerate", "fsdp_eager"),
 )
