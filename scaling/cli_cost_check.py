@@ -24,13 +24,22 @@ CalibrationFile = Annotated[
 ]
 
 
-def validate(table: Table = None, calibration: CalibrationFile = None, as_json: Json = False) -> None:
+def validate(
+    table: Table = None,
+    unseen: Annotated[
+        bool, typer.Option("--unseen", help="Published runs of sources that no constant was fitted to.")
+    ] = False,
+    calibration: CalibrationFile = None,
+    as_json: Json = False,
+) -> None:
     """Predict every run of a table blind and compare with what was measured, beside a 40 % utilisation rule."""
     from analysis.cost.calibration import Calibration
-    from analysis.cost.measured import PUBLISHED, read_rows
+    from analysis.cost.measured import PUBLISHED, UNSEEN, read_rows
     from analysis.cost.validate import validate as compare
 
-    rows = read_rows(PUBLISHED if table is None else table)
+    if unseen and table is not None:
+        raise UserError(f"--unseen: comes with the project; leave it or {table} out")
+    rows = read_rows(table or (UNSEEN if unseen else PUBLISHED))
     found = compare(rows, None if calibration is None else Calibration.from_file(calibration))
     if as_json:
         print_json(_finite(found))

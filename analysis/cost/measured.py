@@ -31,8 +31,10 @@ from analysis.cost.setup import Precision, Setup, Sharding, Stack
 from analysis.cost.stacks import stack_of
 from scaling.errors import UserError
 
-#: Runs that others measured and published, each with its source: what the shipped constants were fitted to.
+#: Runs that others measured and published, each with its source: what the shipped constants were fitted to, and what
+#: they were not.
 PUBLISHED = Path(__file__).with_name("published_steps.csv")
+UNSEEN = Path(__file__).with_name("unseen_steps.csv")
 
 #: Options of `scaling cost` by which a column may be called as well.
 _OPTIONS = {

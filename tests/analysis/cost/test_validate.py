@@ -3,7 +3,7 @@
 import pytest
 from measured_rows import row
 
-from analysis.cost.measured import PUBLISHED, read_rows
+from analysis.cost.measured import PUBLISHED, UNSEEN, read_rows
 from analysis.cost.measured_hours import predicted_hours
 from analysis.cost.validate import compare, validate
 
@@ -68,3 +68,21 @@ def test_shipped_runs_are_better_predicted_than_by_the_rule():
     assert step["mape"] < 0.6 * step["baseline_mape"]
     assert 0.85 <= step["coverage"] <= 0.97
     assert found["not_expressible"] == []
+
+
+def test_runs_of_sources_that_nothing_was_fitted_to():
+    rows = read_rows(UNSEEN)
+    step = validate(rows)["overall"]["step_time"]
+    assert step["n"] > 350
+    assert step["mape"] < 0.55 * step["baseline_mape"]
+    assert 0.85 <= step["coverage"] <= 0.95
+    dense = [row for row in rows if row["group"].startswith(TUNED) and row["ep"] in ("", "1")]
+    tuned = validate(dense)
+    assert tuned["overall"]["step_time"]["n"] > 120
+    assert tuned["overall"]["step_time"]["mape"] < 8.0
+    large = {name: scores["step_time"] for name, scores in tuned["groups"].items() if scores["step_time"]["n"] >= 12}
+    assert all(scores["mape"] < scores["baseline_mape"] for scores in large.values())
+
+
+#: Sources of tuned Megatron-Core and NeMo; dense models.
+TUNED = ("dgxc_h100_gpt3", "dgxc_h100_llama31", "dgxc_h100_nemotron4", "dgxc_gb200_nemotron4", "nemo_2407_h100", "mlperf")
