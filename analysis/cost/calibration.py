@@ -23,15 +23,18 @@ from scaling.errors import UserError
 #: Prior standard deviations of the logarithms.
 PRIOR = {
     "matmul_efficiency": 0.15,
+    "low_precision": 0.1,
     "attention_efficiency": 0.25,
     "elementwise": 0.4,
     "network_efficiency": 0.3,
     "bubble": 0.15,
     "host_layer_seconds": 0.7,
     "step_seconds": 0.7,
+    "expert_efficiency": 0.15,
+    "routed_values": 0.4,
 }
 #: Prior standard deviation of the log-odds.
-ODDS_PRIOR = {"tensor_overlap": 1.0, "data_overlap": 1.0}
+ODDS_PRIOR = {"tensor_overlap": 1.0, "data_overlap": 1.0, "expert_overlap": 1.0}
 #: Residuals above this root mean square are no longer noise: the stack does something the model does not know.
 BAD_FIT = 0.10
 #: No constant comes near it, and no spread.

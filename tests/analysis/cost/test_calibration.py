@@ -3,12 +3,14 @@
 import json
 import math
 import random
+import statistics
 from dataclasses import replace
 
 import pytest
 from setups import setup
 
 from analysis.cost.calibration import Calibration, calibrate, step_interval
+from analysis.cost.measured import UNSEEN, describe, measurements, read_rows
 from analysis.cost.stacks import constants_of
 from analysis.cost.step import step_time
 from scaling.errors import UserError
@@ -33,6 +35,31 @@ def test_five_runs_bring_an_odd_machine_within_five_percent():
         assert abs(math.log(step_time(run, found.constants).total / seconds)) < 0.05
     assert found.before > 0.2 > 0.03 > found.after
     assert found.warning is None
+
+
+def test_low_precision_and_experts_are_calibrated_where_runs_tell_of_them():
+    changes = {"low_precision": 0.8, "expert_efficiency": 0.6}
+    truth = replace(constants_of("megatron"), **changes)
+    moe = {"model": "mixtral-8x7b", "tensor_parallel_size": 1, "pipeline_parallel_size": 1, "expert_parallel_size": 8}
+    runs = [
+        setup(**kind, micro_batch_size=size, precision=precision)
+        for kind in ({}, moe)
+        for precision in ("bf16", "fp8")
+        for size in (1, 2)
+    ]
+    found = calibrate([(run, step_time(run, truth).total) for run in runs], "mine").changes
+    for name, value in changes.items():
+        assert abs(math.log(found[name] / value)) < 0.4 * abs(math.log(getattr(constants_of("megatron"), name) / value))
+
+
+@pytest.mark.parametrize("group", ["dgxc_h100_llama31_405b", "dgxc_h100_llama31_8b", "dgxc_h100_nemotron4_15b"])
+def test_five_published_runs_bring_the_others_of_their_source_within_five_percent(group):
+    rows = [row for row in read_rows(UNSEEN) if row["group"] == group]
+    runs = [(describe(row).setup, measurements(row).step_seconds) for row in rows]
+    random.Random(1).shuffle(runs)
+    found = calibrate(runs[:5], group)
+    errors = [abs(step_time(run, found.constants).total / seconds - 1) for run, seconds in runs[5:]]
+    assert statistics.fmean(errors) < 0.05
 
 
 def test_the_interval_shrinks_with_runs_and_covers_them():
