@@ -92,7 +92,8 @@ def step_time(setup: Setup, constants: Constants | None = None) -> StepTime:
 
     one_pass = sum(count * layer.total for layer, count in layers) / ranks
     head = _output_seconds(setup, constants, rates)
-    mean, excess = one_pass + head / ranks, head * (1.0 - 1.0 / ranks)
+    mean = one_pass + head / ranks
+    excess = _slowest_stage(setup, one_pass, head) - mean
     stage = mean + constants.stage_imbalance * excess
     bubble, messages = _pipeline(setup, constants, stage)
     body = micro_batches * stage + bubble + messages
@@ -162,6 +163,22 @@ def _output_seconds(setup: Setup, constants: Constants, rates: Rates) -> float:
     loss = constants.logit_bytes * tokens * table / rates.bandwidth
     lookup = 8.0 * tokens * hidden / rates.bandwidth
     return (1 + setup.model.mtp_num_layers) * (forward + backward + loss) + lookup
+
+
+def _slowest_stage(setup: Setup, one_pass: float, head: float) -> float:
+    """Seconds of a micro-batch on the pipeline rank that takes longest; one_pass: of its layers, mean over the ranks.
+
+    The last rank has the output layer besides, unless stages are even only when this and the embedding count as a layer
+    each: then whoever chose them left the ends that much shorter (as Llama 3 did: Grattafiori et al. 2024, section
+    3.3.2).
+    """
+    ranks, layers = setup.pipeline_parallel_size, setup.model.num_layers
+    stages = ranks * setup.virtual_pipeline_parallel_size
+    if layers % stages == 0 or (layers + 2) % stages:
+        return one_pass + head
+    layer = one_pass * ranks / layers
+    longest = layer * (layers + 2) / ranks
+    return max(longest, longest - layer + head)
 
 
 def _pipeline(setup: Setup, constants: Constants, stage: float) -> tuple[float, float]:
