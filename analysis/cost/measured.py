@@ -20,6 +20,7 @@ from analysis.cost.measured_cells import (
     number,
     precision,
     recompute,
+    schedule,
     sharding,
     text_of,
     whole,
@@ -172,6 +173,9 @@ def describe(row: Row) -> Described:
         )
     chunks = _chunks(row, model, layout, assumed)
     experts = _expert_sizes(row, model, layout, assumed)
+    order = schedule(row)
+    if order not in (None, "interleaved1f1b"):
+        chunks = 1
     kind, stack = _precision(row, device, assumed), _stack(row, assumed)
     again, apart = recompute(row), flag(row, "seq_parallel")
     if again is None and text_of(row, "recompute"):
@@ -190,7 +194,7 @@ def describe(row: Row) -> Described:
         expert_parallel_size=experts[0],
         expert_tensor_parallel_size=experts[1],
         sequence_parallel=stack != "megatron_2021" if apart is None else apart,
-        pipeline_schedule="interleaved1f1b" if (chunks or 1) > 1 else "1f1b",
+        pipeline_schedule="interleaved1f1b" if (chunks or 1) > 1 else order or "1f1b",
         sharding=_sharding(row, stack, assumed),
         sharding_size=_node(row, device, layout.data * layout.context),
         recompute_granularity=again or "none",

@@ -6,8 +6,9 @@ A cell that says nothing gives None; one that says what cannot be read is never 
 import math
 import re
 from collections.abc import Mapping
+from typing import get_args
 
-from analysis.cost.setup import Precision, Recompute, Sharding
+from analysis.cost.setup import Precision, Recompute, Schedule, Sharding
 
 Row = Mapping[str, str]
 
@@ -17,7 +18,7 @@ _THOUSANDS = re.compile(r"\d{1,3}([, \u00a0]\d{3})+(\.\d+)?")
 #: Sizes above this are of no run; they would only overflow.
 _LARGEST = 10**9
 #: Axes of a layout, which some tables give as 0 where they are not used.
-_AXES = ("tp", "pp", "vpp", "dp", "cp", "ep")
+_AXES = ("tp", "pp", "vpp", "dp", "cp", "ep", "etp")
 
 _YES = frozenset({"true", "t", "yes", "y", "on", "1", "1.0", "swiglu", "geglu", "glu"})
 _NO = frozenset({"false", "f", "no", "n", "off", "0", "0.0", "none", "gelu", "relu", "plain"})
@@ -35,6 +36,9 @@ _NO_RECOMPUTE = frozenset({"none", "no", "false", "0", "0.0", "off", "n", "disab
 #: Parts of a layer that Megatron's selective recomputation names, and torch's policy by operator.
 _PARTS = frozenset({"op", "ops", "sac", "core", "attn", "attention", "mlp", "moe", "layernorm", "modules"})
 _FULL = frozenset({"full", "block", "uniform", "true", "yes", "1", "1.0", "on", "y", "all", "every", "checkpointing"})
+
+#: Words of a framework's name that tell of a pipeline schedule.
+_SCHEDULES: tuple[tuple[str, Schedule], ...] = (("zero bubble", "zbv"), ("dualpipe", "dualpipev"))
 
 
 class NotExpressible(Exception):
@@ -104,6 +108,18 @@ def recompute(row: Row) -> Recompute | None:
     if _FULL & set(words):
         return "full"
     return "selective" if _PARTS & set(words) else None
+
+
+def schedule(row: Row) -> Schedule | None:
+    """The pipeline's, from its own column or the framework's name; None when neither says it."""
+    stated = text_of(row, "pipeline_schedule").replace("-", "")
+    names = get_args(Schedule)
+    if stated and stated not in names:
+        raise NotExpressible(f"pipeline_schedule = {row['pipeline_schedule']}: is none of {', '.join(names)}")
+    if stated:
+        return stated  # type: ignore[return-value]
+    framework = text_of(row, "framework")
+    return next((found for word, found in _SCHEDULES if word in framework), None)
 
 
 def sharding(row: Row) -> Sharding | None:

@@ -208,6 +208,7 @@ def _heaviest(setup: Setup, stack: StackMemory) -> Iterator[tuple[int, _Held]]:
     blocks = [_block(setup, stack, moe) for moe in (False, True)]
     for (dense, moe, first, last), (in_flight, rank) in most.items():
         layers = tuple((block, n) for block, n in zip(blocks, (dense, moe), strict=True) if n)
+        layers = layers or ((blocks[0], 0),)  # the ends of the model may have a stage of their own
         yield rank, _Held(layers, first, last, in_flight)
 
 
