@@ -177,7 +177,7 @@ def describe(row: Row) -> Described:
     if order not in (None, "interleaved1f1b"):
         chunks = 1
     kind, stack = _precision(row, device, assumed), _stack(row, assumed)
-    again, apart = recompute(row), flag(row, "seq_parallel")
+    again, apart, flash = recompute(row), flag(row, "seq_parallel"), flag(row, "flash_attention")
     if again is None and text_of(row, "recompute"):
         assumed.append(f"recompute = {row['recompute']} does not say how much")
     setup = Setup(
@@ -199,7 +199,7 @@ def describe(row: Row) -> Described:
         sharding_size=_node(row, device, layout.data * layout.context),
         recompute_granularity=again or "none",
         precision=kind,
-        flash_attention=stack != "megatron_2021",
+        flash_attention=stack != "megatron_2021" if flash is None else flash,
         stack=stack,
     )
     open_fields = set()

@@ -18,6 +18,7 @@ _FRAMEWORKS: tuple[tuple[str, Stack], ...] = (
     ("megatron-lm 2020", "megatron_2021"),
     ("megatron-lm 2021", "megatron_2021"),
     ("megatron-lm 2022", "megatron_2021"),
+    ("megatron-lm 2023", "megatron_2021"),
     ("megatron-lm ptd", "megatron_2021"),
     ("megatron-deepspeed", "megatron_2021"),
     ("deepspeed", "megatron_2021"),

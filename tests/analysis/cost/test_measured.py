@@ -5,6 +5,8 @@ from measured_rows import row
 
 from analysis.cost.measured import describe, measurements, read_rows
 from analysis.cost.measured_cells import NotExpressible
+from analysis.cost.memory import memory
+from analysis.cost.step import step_time
 from scaling.errors import UserError
 
 
@@ -135,6 +137,45 @@ def test_the_network_beside_the_gpus_name_counts():
     slow = describe(row(gpu="A100-SXM-80GB (4x100Gb RoCE/node)")).setup.device.scale_out_bandwidth
     assert slow == pytest.approx(400e9 / 8 / 8)
     assert slow < describe(row()).setup.device.scale_out_bandwidth
+
+
+@pytest.mark.parametrize(
+    ("changes", "schedule", "chunks"),
+    [
+        ({"pipeline_schedule": "1F1B", "vpp": ""}, "1f1b", 1),
+        ({"pipeline_schedule": "", "vpp": "2"}, "interleaved1f1b", 2),
+        ({"pipeline_schedule": "zbv", "vpp": "2"}, "zbv", 1),
+        ({"framework": "Megatron-Core with DualPipe"}, "dualpipev", 1),
+        ({"framework": "Megatron-LM 2023 + zero bubble"}, "zbv", 1),
+    ],
+)
+def test_the_pipeline_schedule_is_read(changes, schedule, chunks):
+    found = describe(row(**changes)).setup
+    assert (found.pipeline_schedule, found.virtual_pipeline_parallel_size) == (schedule, chunks)
+
+
+def test_a_schedule_that_is_none_is_named_with_those_there_are():
+    with pytest.raises(NotExpressible, match="pipeline_schedule = fast: is none of gpipe, 1f1b"):
+        describe(row(pipeline_schedule="fast"))
+
+
+def test_attention_that_writes_its_scores_may_be_stated():
+    assert describe(row()).setup.flash_attention
+    assert not describe(row(flash_attention="False")).setup.flash_attention
+    assert not describe(row(framework="Megatron-LM 2023")).setup.flash_attention
+
+
+def test_tensor_ranks_share_an_expert_where_a_row_says_nothing_else_and_ranks_are_there():
+    grok = row(model="grok-1", layers="", hidden="", heads="", ffn="", tp="4", pp="1", dp="32", n_gpus="128", ep="8")
+    cut = row(model="qwen3-235b-a22b", layers="", hidden="", heads="", ffn="", tp="2", pp="8", dp="16", n_gpus="256")
+    assert describe(grok).setup.expert_tensor_parallel_size == 4
+    assert describe(grok | {"etp": "1"}).setup.expert_tensor_parallel_size == 1
+    assert describe(cut | {"ep": "32"}).setup.expert_tensor_parallel_size == 1  # 32 ranks, all with other experts
+
+
+def test_a_stage_of_its_own_for_the_ends_of_a_model_has_no_layer():
+    found = describe(row(layers="62", pp="32", vpp="2", tp="1", dp="1", n_gpus="32", global_batch="96")).setup
+    assert memory(found).allocated > 0 and step_time(found).total > 0
 
 
 def test_columns_may_have_the_names_of_options(tmp_path):

@@ -61,6 +61,16 @@ def test_tensor_ranks_across_nodes_pay_for_the_network():
     assert across.tensor_communication > 2 * inside.tensor_communication
 
 
+def test_stages_whose_ends_are_a_layer_shorter_wait_less_for_the_last():
+    even = setup()  # 80 layers on 4 stages, and the output layer on the last
+    ends = replace(even, model=replace(even.model, num_layers=78))  # 19, 20, 20, 19
+    uneven = replace(even, model=replace(even.model, num_layers=79))
+    assert step_time(ends).stage_imbalance < 0.5 * step_time(even).stage_imbalance
+    assert step_time(uneven).stage_imbalance == pytest.approx(step_time(even).stage_imbalance)
+    heavy = replace(ends, model=replace(ends.model, vocab_size=10**6))  # the output layer outweighs what was left out
+    assert step_time(heavy).stage_imbalance > step_time(ends).stage_imbalance
+
+
 def test_low_precision_speeds_up_products_and_leaves_attention():
     wide, narrow = (step_time(setup(precision=precision)) for precision in ("bf16", "fp8"))
     assert 1.4 < wide.linear / narrow.linear < 2.2

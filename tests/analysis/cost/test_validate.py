@@ -85,4 +85,11 @@ def test_runs_of_sources_that_nothing_was_fitted_to():
 
 
 #: Sources of tuned Megatron-Core and NeMo; dense models.
-TUNED = ("dgxc_h100_gpt3", "dgxc_h100_llama31", "dgxc_h100_nemotron4", "dgxc_gb200_nemotron4", "nemo_2407_h100", "mlperf")
+TUNED = (
+    "dgxc_h100_gpt3",
+    "dgxc_h100_llama31",
+    "dgxc_h100_nemotron4",
+    "dgxc_gb200_nemotron4",
+    "nemo_2407_h100",
+    "mlperf",
+)
