@@ -20,6 +20,7 @@ _SIZES = {
     "virtual_pipeline_parallel_size": "virtual",
     "context_parallel_size": "context",
     "expert_parallel_size": "expert",
+    "expert_tensor_parallel_size": "expert tensor",
 }
 
 

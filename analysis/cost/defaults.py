@@ -84,7 +84,7 @@ def complete_setup(model: Architecture, device: Device, tokens: float | None, gi
         open_fields.add("global_batch_size")
         choices.remove(batch_wish)
 
-    setup = Setup(model=model, device=device, **{"num_gpus": _replica(fields), **fields})
+    setup = _template(model, device, fields)
     check_setup(_with_any_batch(setup))
     if "num_gpus" in open_fields:
         setup, choice = _with_gpus(setup, open_fields, tokens)
@@ -140,6 +140,14 @@ def _plain_choices(model: Architecture, device: Device, given: Mapping[str, Any]
     return list(made.values())
 
 
+def _template(model: Architecture, device: Device, fields: Mapping[str, Any]) -> Setup:
+    """A setup with the given fields, and in open ones the least that these need."""
+    least: dict[str, Any] = {"tensor_parallel_size": fields.get("expert_tensor_parallel_size", 1)}
+    least["pipeline_parallel_size"] = 2 if fields.get("virtual_pipeline_parallel_size", 1) > 1 else 1
+    fields = {**least, **fields}
+    return Setup(model=model, device=device, **{"num_gpus": _replica(fields), **fields})
+
+
 def _replica(fields: Mapping[str, Any]) -> int:
     """GPUs of one copy of the model, as far as they are given."""
     return math.prod(fields.get(f"{axis}_parallel_size", 1) for axis in ("tensor", "pipeline", "context"))
@@ -150,7 +158,8 @@ def _with_any_batch(setup: Setup) -> Setup:
 
     A given batch is left to the check after the choice, since tensor and pipeline ranks leave fewer data ranks.
     """
-    return replace(setup, global_batch_size=max(1, setup.data_parallel_size) * setup.micro_batch_size)
+    ranks = max(1, setup.data_parallel_size) * setup.pipeline_parallel_size
+    return replace(setup, global_batch_size=ranks * setup.micro_batch_size)
 
 
 def _with_gpus(setup: Setup, open_fields: set[str], tokens: float) -> tuple[Setup, Choice]:

@@ -26,7 +26,7 @@ _SIZES = (
     "expert_tensor_parallel_size",
 )
 #: More GPUs, and larger sizes of anything else, are of no run; searches go through the divisors of the GPUs.
-_MOST_GPUS, _LARGEST = 10**6, 10**9
+MOST_GPUS, _LARGEST = 10**6, 10**9
 
 
 def check_setup(setup: Setup) -> None:
@@ -95,7 +95,7 @@ def _problems(setup: Setup) -> Iterator[str]:
 
 def _size_problems(fields: Mapping[str, Any]) -> Iterator[str]:
     for name in _SIZES:
-        most = _MOST_GPUS if name == "num_gpus" else _LARGEST
+        most = MOST_GPUS if name == "num_gpus" else _LARGEST
         if fields.get(name, 1) < 1:
             yield f"{name} = {fields[name]}: must be 1 or more"
         elif fields.get(name, 1) > most:
@@ -124,10 +124,16 @@ def _model_problems(setup: Setup) -> Iterator[str]:
             f"seq_length = {setup.seq_length}: must be a multiple of 2 x context_parallel_size = {2 * context}: "
             f"choose {nearest_multiples(setup.seq_length, 2 * context)}"
         )
+    if model.learned_positions and setup.seq_length > model.learned_positions:
+        yield (
+            f"seq_length = {setup.seq_length}: {model.name} has learned positions for {model.learned_positions} tokens: "
+            f"choose at most {model.learned_positions}"
+        )
     expert = setup.expert_parallel_size
-    if expert > 1 and not model.is_moe:
-        yield f"expert_parallel_size = {expert}: {model.name} has no experts: choose 1"
-    elif expert > 1 and model.num_experts % expert:
+    for name in ("expert_parallel_size", "expert_tensor_parallel_size"):
+        if getattr(setup, name) > 1 and not model.is_moe:
+            yield f"{name} = {getattr(setup, name)}: {model.name} has no experts: choose 1"
+    if expert > 1 and model.num_experts % expert:
         yield (
             f"expert_parallel_size = {expert}: does not divide the {model.num_experts} experts of {model.name}: "
             f"choose {nearest_divisors(expert, model.num_experts)}"
@@ -136,6 +142,8 @@ def _model_problems(setup: Setup) -> Iterator[str]:
 
 def _pipeline_problems(setup: Setup) -> Iterator[str]:
     model, ranks, chunks = setup.model, setup.pipeline_parallel_size, setup.virtual_pipeline_parallel_size
+    schedule = setup.pipeline_schedule
+    most = model.num_layers + model.mtp_num_layers + 2  # embedding and output layer may have stages of their own
     if ranks > model.num_layers:
         yield (
             f"pipeline_parallel_size = {ranks}: more stages than the {model.num_layers} layers of {model.name}: "
@@ -143,15 +151,25 @@ def _pipeline_problems(setup: Setup) -> Iterator[str]:
         )
     elif chunks > 1 and ranks == 1:
         yield f"virtual_pipeline_parallel_size = {chunks}: needs pipeline_parallel_size of 2 or more: choose 1"
-    elif ranks * chunks > model.num_layers:
+    elif ranks * chunks > most:
         yield (
             f"virtual_pipeline_parallel_size = {chunks}: {ranks} x {chunks} stages are more than the "
-            f"{model.num_layers} layers of {model.name}: choose {model.num_layers // ranks}"
+            f"{model.num_layers} layers of {model.name}: choose {max(1, model.num_layers // ranks)}"
         )
-    elif chunks > 1 and setup.pipeline_schedule != "interleaved1f1b":
+    elif chunks > 1 and schedule != "interleaved1f1b":
         yield (
-            f"virtual_pipeline_parallel_size = {chunks}: pipeline_schedule = {setup.pipeline_schedule} has none: "
+            f"virtual_pipeline_parallel_size = {chunks}: pipeline_schedule = {schedule} has none: "
             "choose 1 or interleaved1f1b"
+        )
+    elif chunks == 1 and ranks > 1 and schedule == "interleaved1f1b":
+        yield (
+            "virtual_pipeline_parallel_size = 1: pipeline_schedule = interleaved1f1b needs several stages a rank: "
+            "choose 2 or more, or 1f1b"
+        )
+    elif ranks > 1 and schedule in ("zbv", "dualpipev") and 2 * ranks > most:
+        yield (
+            f"pipeline_parallel_size = {ranks}: each rank has two stages under {schedule}, more than the "
+            f"{model.num_layers} layers of {model.name}: choose {model.num_layers // 2} or fewer"
         )
 
 
@@ -172,6 +190,15 @@ def _rank_problems(setup: Setup) -> Iterator[str]:
         yield (
             f"global_batch_size = {setup.global_batch_size}: must be a multiple of data x micro-batch = {data} x "
             f"{setup.micro_batch_size} = {unit} sequences: choose {nearest_multiples(setup.global_batch_size, unit)}"
+        )
+        return
+    # interleaved stages take micro-batches by groups of as many as there are pipeline ranks
+    ranks = setup.pipeline_parallel_size
+    if setup.virtual_pipeline_parallel_size > 1 and setup.num_micro_batches % ranks:
+        batches = nearest_multiples(setup.global_batch_size, unit * ranks)
+        yield (
+            f"global_batch_size = {setup.global_batch_size}: {setup.num_micro_batches} micro-batches of each data rank "
+            f"are no multiple of the {ranks} pipeline ranks, as interleaved1f1b needs: choose {batches}"
         )
 
 

@@ -23,6 +23,7 @@ _SIZES = {
     "virtual_pipeline_parallel_size": "virtual stages",
     "context_parallel_size": "context",
     "expert_parallel_size": "expert",
+    "expert_tensor_parallel_size": "expert tensor",
     "micro_batch_size": "micro-batch",
     "sharding": "sharding",
 }

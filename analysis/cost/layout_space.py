@@ -5,10 +5,12 @@ pipeline ranks. Each has variants: micro-batch, sharding, pipeline stages of a r
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
-from math import ceil, gcd
+from functools import cache
+from math import ceil, gcd, isqrt
 
+from analysis.cost.architecture import Architecture
 from analysis.cost.devices import Device
 from analysis.cost.feasibility import divides_heads
 from analysis.cost.setup import Setup, Sharding
@@ -21,6 +23,7 @@ LAYOUT_FIELDS = (
     "pipeline_schedule",
     "context_parallel_size",
     "expert_parallel_size",
+    "expert_tensor_parallel_size",
     "micro_batch_size",
     "recompute_granularity",
     "sharding",
@@ -66,7 +69,6 @@ def variants(division: Setup, open_fields: Collection[str]) -> Iterator[Setup]:
             setup = replace(division, sharding=sharding)
             if stages > 1:
                 setup = replace(setup, virtual_pipeline_parallel_size=stages, pipeline_schedule="interleaved1f1b")
-            # interleaved stages take micro-batches by groups of as many as there are pipeline ranks
             if stages == 1 or setup.num_micro_batches % setup.pipeline_parallel_size == 0:
                 yield setup
 
@@ -87,8 +89,8 @@ def micro_batches(division: Setup, open_fields: Collection[str]) -> list[int]:
 def _arrangements(template: Setup, open_fields: Collection[str]) -> Iterator[Setup]:
     ranks = template.num_gpus
 
-    def sizes(name: str, total: int) -> list[int]:
-        return _divisors(total) if name in open_fields else [getattr(template, name)]
+    def sizes(name: str, total: int) -> tuple[int, ...]:
+        return _divisors(total) if name in open_fields else (getattr(template, name),)
 
     if "micro_batch_size" in open_fields:
         template = replace(template, micro_batch_size=1)
@@ -96,15 +98,24 @@ def _arrangements(template: Setup, open_fields: Collection[str]) -> Iterator[Set
         for pipeline in sizes("pipeline_parallel_size", ranks // tensor):
             for context in sizes("context_parallel_size", ranks // tensor // pipeline):
                 data = ranks // (tensor * pipeline * context)
-                experts = gcd(max(1, template.model.num_experts), max(1, tensor * data * context))
-                for expert in sizes("expert_parallel_size", experts):
+                for expert, split in _expert_sizes(template.model, tensor, tensor * data * context, sizes):
                     yield replace(
                         template,
                         tensor_parallel_size=tensor,
                         pipeline_parallel_size=pipeline,
                         context_parallel_size=context,
                         expert_parallel_size=expert,
+                        expert_tensor_parallel_size=split,
                     )
+
+
+def _expert_sizes(
+    model: Architecture, tensor: int, ranks: int, sizes: Callable[[str, int], tuple[int, ...]]
+) -> Iterator[tuple[int, int]]:
+    """(expert, expert tensor) parallel sizes of `ranks` ranks, of which `tensor` are neighbours."""
+    for split in sizes("expert_tensor_parallel_size", tensor if model.is_moe else 1):
+        for expert in sizes("expert_parallel_size", gcd(max(1, model.num_experts), max(1, ranks // split))):
+            yield expert, split
 
 
 def _problem(setup: Setup, open_fields: Collection[str]) -> str | None:
@@ -125,6 +136,8 @@ def _problem(setup: Setup, open_fields: Collection[str]) -> str | None:
     virtual = setup.virtual_pipeline_parallel_size
     if virtual > 1 and (pipeline == 1 or pipeline * virtual > model.num_layers):
         return "virtual stages need pipeline ranks, and layers"
+    if pipeline > 1 and not _interleaves(setup, open_fields):
+        return "micro-batches are no multiple of the pipeline ranks, as interleaved stages need"
     if context > 1 and (setup.seq_length % (2 * context) or _too_short(setup, open_fields)):
         return "context ranks leave too little of a sequence"
     data = setup.data_parallel_size
@@ -132,7 +145,20 @@ def _problem(setup: Setup, open_fields: Collection[str]) -> str | None:
         return "data ranks do not divide the batch"
     if expert > 1 and (not model.is_moe or model.num_experts % expert or tensor * data * context % setup.expert_ranks):
         return "expert ranks do not divide the experts"
+    if tensor % setup.expert_tensor_parallel_size:
+        return "ranks that share an expert do not divide the tensor ranks"
     return None
+
+
+def _interleaves(setup: Setup, open_fields: Collection[str]) -> bool:
+    """Whether a schedule that is to be interleaved can be, with some micro-batch."""
+    chosen = "virtual_pipeline_parallel_size" in open_fields
+    if setup.virtual_pipeline_parallel_size == 1 and (chosen and "pipeline_schedule" in open_fields):
+        return True
+    if setup.virtual_pipeline_parallel_size == 1 and setup.pipeline_schedule != "interleaved1f1b":
+        return True
+    sequences, ranks = setup.global_batch_size // setup.data_parallel_size, setup.pipeline_parallel_size
+    return any(sequences // size % ranks == 0 for size in micro_batches(setup, open_fields))
 
 
 def _in_nodes(tensor: int, device: Device) -> bool:
@@ -179,5 +205,8 @@ def shardings(division: Setup, open_fields: Collection[str]) -> tuple[Sharding, 
     return ("zero2",) if division.pipeline_parallel_size > 1 else ("zero2", "zero3")
 
 
-def _divisors(total: int) -> list[int]:
-    return [size for size in range(1, total + 1) if total % size == 0]
+@cache
+def _divisors(total: int) -> tuple[int, ...]:
+    """All, ascending."""
+    low = [size for size in range(1, isqrt(total) + 1) if total % size == 0]
+    return *low, *(total // size for size in reversed(low) if size * size != total)

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 from analysis.cost.calibration import Calibration, constants_for
+from analysis.cost.feasibility import MOST_GPUS
 from analysis.cost.layout_shortlist import num_different, short_list
 from analysis.cost.layout_space import LAYOUT_FIELDS, Space, divisions, micro_batches, shardings, variants
 from analysis.cost.memory import MemoryEstimate, fits, memory
@@ -114,6 +115,8 @@ def on_more_gpus(
     """The fastest layout on the fewest GPUs, doubling, on which one fits; None when it fits on no number of them."""
     for _ in range(_MOST_DOUBLINGS):
         template = replace(template, num_gpus=2 * template.num_gpus)
+        if template.num_gpus > MOST_GPUS:
+            return None
         found = search(template, open_fields, 1, calibration).candidates
         if found:
             return found[0]

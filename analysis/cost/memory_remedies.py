@@ -1,6 +1,6 @@
 """What to change when a run does not fit: each change computed, those that suffice first."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from analysis.cost.feasibility import is_possible
@@ -37,15 +37,21 @@ def remedies(setup: Setup) -> list[Remedy]:
     before = memory(setup)
     found = _computed(before, list(_changes(setup)))
     if not any(remedy.fits for remedy in found):
-        whole = replace(setup, recompute_granularity="full")
-        pairs, more = (
-            [(f"recompute_granularity = full, {change}", after) for change, after in changes]
-            for changes in (_changes(whole), _more_gpus(whole))
-        )
-        found += _computed(before, [*pairs, *_more_gpus(setup), *more])
+        found += _computed(before, [*_with_full_recomputation(setup, _changes), *_more_gpus(setup)])
+        found += _computed(before, _with_full_recomputation(setup, _more_gpus))
     suffice = [remedy for remedy in found if remedy.fits]
     rest = sorted((remedy for remedy in found if not remedy.fits), key=lambda remedy: -remedy.saved)
     return suffice + rest
+
+
+def _with_full_recomputation(
+    setup: Setup, changes: Callable[[Setup], Iterable[tuple[str, Setup]]]
+) -> list[tuple[str, Setup]]:
+    """The changes of a setup that recomputes everything, where it does not yet."""
+    if setup.recompute_granularity == "full":
+        return []
+    whole = replace(setup, recompute_granularity="full")
+    return [(f"recompute_granularity = full, {change}", after) for change, after in changes(whole)]
 
 
 def _computed(before: MemoryEstimate, changes: list[tuple[str, Setup]]) -> list[Remedy]:

@@ -24,6 +24,9 @@ from analysis.cost.setup import Setup
 from analysis.cost.stacks import Constants, Sustained, sustained
 
 _TILE = 128 * 256
+#: Of the experts' exchange: what the schedule was made for is "fully hidden" behind another micro-batch's work, as its
+#: authors say (DeepSeek-AI 2024, arXiv:2412.19437, section 3.2.1).
+_DUALPIPE_OVERLAP = 0.95
 #: Of one element.
 _BYTES = 2
 
@@ -211,4 +214,5 @@ def _exchange_seconds(setup: Setup, constants: Constants) -> float:
     block = _BYTES * routed * setup.model.hidden_size
     exchange = all_to_all_seconds(block, setup.expert_parallel_size, split, device, constants)
     exchange += gather_seconds(block * split, split, 1, device, constants)
-    return 2.0 * exchange * (1.0 - constants.expert_overlap)
+    hidden = _DUALPIPE_OVERLAP if setup.pipeline_schedule == "dualpipev" else constants.expert_overlap
+    return 2.0 * exchange * (1.0 - hidden)

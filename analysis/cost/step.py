@@ -122,8 +122,8 @@ def _layer(setup: Setup, constants: Constants, rates: Rates, moe: bool) -> _Laye
     elif setup.recompute_granularity == "selective" and setup.is_fsdp:
         # torchtitan's policy: attention and every other product are kept, all that is cheap is computed again
         again = forward.elementwise + forward.linear / 2
-    elif setup.recompute_granularity == "selective" and not setup.flash_attention:
-        again = forward.attention  # Korthikanti et al. 2022, section 5; flash attention does so by itself
+    elif setup.recompute_granularity == "selective":
+        again = forward.attention  # Korthikanti et al. 2022, section 5
     gather, scatter = _fetched_weights(setup, constants, moe)
     hidden = constants.weight_overlap
     weights = max(0.0, gather - hidden * forward.total)

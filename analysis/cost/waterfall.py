@@ -61,7 +61,7 @@ class Trial:
 class Reason:
     """One of the largest parts, and the change that shortens the step and leaves least of it; None where none does.
 
-    The change fits where any such change does; else `Trial.fits` says that it does not.
+    The change fits where any such change does, and where the setup fits; else `Trial.fits` says that it does not.
     """
 
     part: str
@@ -116,7 +116,8 @@ def _reason(part: str, time: StepTime, tried: list[_Tried], setup: Setup) -> Rea
 def _best(tried: list[_Tried], total: float, part: str, setup: Setup) -> Trial | None:
     """Of the changes that shorten the step, the one that leaves least of the part.
 
-    Those that leave the training as it is come first, and those that fit before all others.
+    Those that leave the training as it is come first, and those that fit before all others; where the setup itself
+    fits, only those.
     """
     shorter = [one for one in tried if _seconds(one, "total", setup) < total * (1 - _WORTH)]
     best: Trial | None = None
@@ -133,7 +134,7 @@ def _best(tried: list[_Tried], total: float, part: str, setup: Setup) -> Trial |
         if trial.fits:
             return trial
         best = best or trial
-    return best
+    return None if fits(memory(setup), setup.device) else best
 
 
 def _seconds(one: _Tried, part: str, setup: Setup) -> float:
