@@ -21,6 +21,8 @@ _SEQ_LENGTH = 4096
 _TOKENS_PER_PARAMETER = 20
 _MOST_DAYS = 30
 _MOST_GPUS = 2**15
+#: What a user who has a layout says of it.
+_DIVISION = ("tensor_parallel_size", "pipeline_parallel_size", "context_parallel_size", "sharding")
 #: A thousand times all text that there is; more would overflow somewhere.
 _MOST_TOKENS = 1e18
 #: Share of the peak, with causal attention, that no published step passes.
@@ -56,8 +58,8 @@ class Completed:
 
     @property
     def layout_is_guessed(self) -> bool:
-        """Whether the user said nothing of how the run is carried out."""
-        return self.chosen >= {*LAYOUT_FIELDS, "stack", "global_batch_size"}
+        """Whether the user has left open how the model is divided over the GPUs."""
+        return self.chosen >= {*_DIVISION}
 
 
 def complete_setup(model: Architecture, device: Device, tokens: float | None, given: Mapping[str, Any]) -> Completed:

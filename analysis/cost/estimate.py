@@ -25,6 +25,7 @@ from analysis.cost.layouts import on_more_gpus
 from analysis.cost.memory import MemoryEstimate, fits, memory
 from analysis.cost.memory_remedies import Remedy, remedies
 from analysis.cost.prices import Price
+from analysis.cost.run_relative import relative_gpu_seconds
 from analysis.cost.run_utilisation import RunFacts, run_gpu_hours, unlike_published
 from analysis.cost.setup import Setup
 from analysis.cost.step import StepTime, busy_share
@@ -47,7 +48,7 @@ class Assumptions:
     #: Of the grid, g CO2e per kWh.
     carbon_intensity: float | None = None
     calibration: Calibration | None = None
-    #: Whether the user said nothing of layout, batch and software.
+    #: Whether the user has left the layout open.
     layout_is_guessed: bool = False
 
 
@@ -125,7 +126,9 @@ def estimate(setup: Setup, tokens: float, assumptions: Assumptions) -> Estimate:
     from_step = product(steps_hours, quotient(1.0, share))
     published = _published_hours_apply(setup, flops, assumptions)
     facts = _facts(setup, tokens)
-    hours = run_gpu_hours(facts) if published else from_step
+    hours = from_step
+    if published:
+        hours = run_gpu_hours(facts).scaled(relative_gpu_seconds(setup, flops["c_6nd"]))
 
     busy = TYPICAL_BUSY if published else busy_share(step)
     pue = TYPICAL_PUE if assumptions.pue is None else known(assumptions.pue)

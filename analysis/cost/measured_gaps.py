@@ -24,13 +24,22 @@ def complete(setup: Setup, open_fields: Collection[str]) -> tuple[Setup, tuple[s
     that states no recomputation and cannot fit without is taken to recompute everything, and says so.
     """
     best: tuple[float, Setup] | None = None
-    for micro_batch, chunks in product(_micro_batches(setup, open_fields), _chunks(setup, open_fields)):
-        trial = replace(
+    trials = [
+        replace(
             setup,
             micro_batch_size=micro_batch,
             virtual_pipeline_parallel_size=chunks,
             pipeline_schedule="interleaved1f1b" if chunks > 1 else setup.pipeline_schedule,
         )
+        for micro_batch, chunks in product(_micro_batches(setup, open_fields), _chunks(setup, open_fields))
+    ]
+    # interleaved stages take micro-batches by groups of as many as there are pipeline ranks
+    whole = [
+        trial
+        for trial in trials
+        if trial.virtual_pipeline_parallel_size == 1 or trial.num_micro_batches % trial.pipeline_parallel_size == 0
+    ]
+    for trial in whole or trials:
         trial = least_recompute(trial) if "recompute_granularity" in open_fields else _possible(trial)
         if best is not None and "micro_batch_size" in open_fields and _share(trial) > 1.0:
             continue
