@@ -52,8 +52,11 @@ def test_full_recomputation_adds_a_forward_pass_and_a_share_of_it_that_share():
 def test_scores_that_are_written_cost_more_than_flash_attention_and_selective_recomputation_repeats_them():
     flash, written = (step_time(setup(flash_attention=flash)) for flash in (True, False))
     assert written.attention > 1.5 * flash.attention
-    assert step_time(setup(flash_attention=False, recompute_granularity="selective")).recompute > 0
-    assert step_time(setup(recompute_granularity="selective")).recompute == 0
+    again = [
+        step_time(setup(flash_attention=flash, recompute_granularity="selective")).recompute for flash in (True, False)
+    ]
+    assert 0 < again[0] < 0.5 * flash.attention
+    assert again[1] > 1.5 * again[0]
 
 
 def test_tensor_ranks_across_nodes_pay_for_the_network():
