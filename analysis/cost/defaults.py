@@ -97,6 +97,8 @@ def complete_setup(model: Architecture, device: Device, tokens: float | None, gi
     if batch_wish is not None:
         choices.append(replace(batch_wish, value=setup.global_batch_size))
     searched = [name for name in LAYOUT_FIELDS if name in open_fields]
+    if not model.is_moe:
+        searched = [name for name in searched if not name.startswith("expert")]
     choices = [choice for choice in choices if choice.field not in searched]
     choices += [Choice(name, getattr(setup, name), LAYOUT_RULE) for name in searched]
     return Completed(setup, tokens, tuple(choices))

@@ -175,6 +175,9 @@ def _pipeline_problems(setup: Setup) -> Iterator[str]:
 
 def _rank_problems(setup: Setup) -> Iterator[str]:
     """Sizes that must divide the number of GPUs, and the batch between data ranks."""
+    if setup.device.is_cpu_core and setup.num_gpus > setup.device.gpus_per_node:
+        cores = setup.device.gpus_per_node
+        yield f"num_gpus = {setup.num_gpus}: this machine has {cores} cores: choose at most {cores}"
     axes = (setup.tensor_parallel_size, setup.pipeline_parallel_size, setup.context_parallel_size)
     replica = axes[0] * axes[1] * axes[2]
     if setup.num_gpus % replica:

@@ -78,6 +78,8 @@ def _changes(setup: Setup) -> Iterator[tuple[str, Setup]]:
         yield f"micro_batch_size {setup.micro_batch_size} -> {micro}", replace(setup, micro_batch_size=micro)
     for mode in _RECOMPUTE[_RECOMPUTE.index(setup.recompute_granularity) + 1 :]:
         yield f"recompute_granularity = {mode}", replace(setup, recompute_granularity=mode)
+    if setup.device.is_cpu_core:  # cores share one memory
+        return
     for axis in ("tensor", "expert", "pipeline", "context"):
         name = f"{axis}_parallel_size"
         size = getattr(setup, name)
@@ -87,6 +89,8 @@ def _changes(setup: Setup) -> Iterator[tuple[str, Setup]]:
 
 
 def _more_gpus(setup: Setup) -> list[tuple[str, Setup]]:
+    if setup.device.is_cpu_core:
+        return []
     after = replace(setup, num_gpus=2 * setup.num_gpus)
     return [(f"num_gpus {setup.num_gpus} -> {after.num_gpus}", after)] if _possible(after) else []
 

@@ -29,6 +29,8 @@ def setup_line(setup: Setup) -> str:
     layout = [f"{name} {size}" for name, size in axes.items() if size > 1]
     if setup.virtual_pipeline_parallel_size > 1:
         layout.append(f"virtual {setup.virtual_pipeline_parallel_size}")
+    if setup.pipeline_parallel_size > 1 and setup.pipeline_schedule not in ("1f1b", "interleaved1f1b"):
+        layout[-1] += f" ({setup.pipeline_schedule})"
     experts = f", expert {setup.expert_parallel_size}" if setup.expert_parallel_size > 1 else ""
     if setup.expert_tensor_parallel_size > 1:
         experts += f", expert tensor {setup.expert_tensor_parallel_size}"
