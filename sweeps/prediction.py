@@ -16,6 +16,7 @@ from analysis.cost.cpu_throughput import CpuThroughput, measure_cpu
 from analysis.cost.devices import Device, find_device, require_device
 from analysis.cost.energy import board_joules, energy_kwh
 from analysis.cost.interval import Interval, log_normal, product
+from analysis.cost.measured_bounds import implausible
 from analysis.cost.run_records import setup_of_run
 from analysis.cost.setup import Setup
 from analysis.cost.step import busy_share, step_time
@@ -145,6 +146,10 @@ def make_predictor(
         for record in records
         if record.status == "finished" and record.speed.seconds > 0
     ]
+    problems = [problem for run in timed if (problem := implausible(*run)) is not None]
+    if problems:
+        warnings.append(f"{len(problems)} of {len(timed)} finished runs not used: {problems[0]}")
+        timed = [run for run in timed if implausible(*run) is None]
     source = f"the cost model's operators on {device.name}"
     if not timed:
         return GpuPredictor(device, None, f"{source} with constants of published runs, none of this trainer", warnings)

@@ -5,6 +5,7 @@ from pathlib import Path
 from analysis.cost.architecture import architecture_of
 from analysis.cost.devices import Device, find_device
 from analysis.cost.measured import describe, measurements, read_rows
+from analysis.cost.measured_bounds import implausible
 from analysis.cost.measured_cells import NotExpressible
 from analysis.cost.setup import Setup
 from scaling.config import RunConfig
@@ -17,7 +18,8 @@ Runs = list[tuple[Setup, float]]
 def read_runs(source: Path, group: str | None = None) -> tuple[Runs, list[dict[str, str]]]:
     """(runs with a step time, rows or runs that cannot be expressed with the reason) of a CSV file or a sweep.
 
-    group: only the rows of that group. Raises UserError when the source cannot be read.
+    group: only the rows of that group. A step time that no run can have had is refused as well (measured_bounds).
+    Raises UserError when the source cannot be read.
     """
     return _of_sweep(source) if source.is_dir() else _of_table(source, group)
 
@@ -28,13 +30,19 @@ def _of_table(path: Path, group: str | None) -> tuple[Runs, list[dict[str, str]]
         raise UserError(f"--group {group}: {path} has no rows of it")
     runs, refused = [], []
     for index, row in enumerate(rows, start=2):
-        seconds = measurements(row).step_seconds
-        if seconds is None:
-            continue
         try:
-            runs.append((describe(row).setup, seconds))
+            seconds = measurements(row).step_seconds
+            if seconds is None:
+                continue
+            setup = describe(row).setup
         except NotExpressible as error:
-            refused.append({"id": row.get("id") or f"line {index}", "reason": str(error)})
+            problem = str(error)
+        else:
+            problem = implausible(setup, seconds)
+        if problem is None:
+            runs.append((setup, seconds))
+        else:
+            refused.append({"id": row.get("id") or f"line {index}", "reason": problem})
     return runs, refused
 
 
@@ -49,7 +57,11 @@ def _of_sweep(directory: Path) -> tuple[Runs, list[dict[str, str]]]:
             reason = f"device {record.speed.device}: not in the table of devices; --gpu cpu measures a CPU on the spot"
             refused.append({"id": record.run_id, "reason": reason})
             continue
-        runs.append((setup_of_run(record.config, device), record.speed.seconds / record.config.train_steps))
+        run = (setup_of_run(record.config, device), record.speed.seconds / record.config.train_steps)
+        if problem := implausible(*run):
+            refused.append({"id": record.run_id, "reason": problem})
+        else:
+            runs.append(run)
     return runs, refused
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.cost.calibration import Calibration, step_interval
-from analysis.cost.counts import flops_per_token
 from analysis.cost.interval import Interval
 from analysis.cost.measured import Measured, describe, measurements
+from analysis.cost.measured_bounds import seconds_at_peak
 from analysis.cost.measured_cells import NotExpressible, Row
 from analysis.cost.measured_hours import baseline_hours, predicted_hours
 from analysis.cost.memory import memory
@@ -119,8 +119,7 @@ def _memory_gib(setup: Setup, measured: Measured) -> Interval:
 
 def baseline_seconds(setup: Setup, utilisation: float = BASELINE_UTILISATION) -> float:
     """Seconds of a step at one utilisation of the dense peak."""
-    flops = flops_per_token(setup.model, setup.seq_length, "causal") * setup.tokens_per_step
-    return flops / (utilisation * setup.device.dense_peak(setup.precision) * setup.num_gpus)
+    return seconds_at_peak(setup) / utilisation
 
 
 def _scores(comparisons: Sequence[Comparison]) -> dict[str, dict[str, float] | None]:

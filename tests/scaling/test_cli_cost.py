@@ -90,7 +90,7 @@ def test_intervals_multiply_through_and_what_one_knows_narrows_them(run):
 
 def test_a_calibration_decides_stack_time_and_interval(run, tmp_path):
     fitted = {"stack": "fsdp_eager", "changes": {"matmul_efficiency": 0.5}, "spread": 0.02, "num_runs": 9}
-    fitted |= {"before": 0.3, "after": 0.02, "left_out": 0.03, "source": "mine.csv"}
+    fitted |= {"expert_spread": 0.2, "before": 0.3, "after": 0.02, "left_out": 0.03, "source": "mine.csv"}
     (tmp_path / "calibration.json").write_text(json.dumps(fitted))
     arguments = ("--params", "7B", "--tokens", "1T", "--gpu", "H100", "--num-gpus", 64)
     shipped = answered(run, *arguments, "--stack", "fsdp_eager")

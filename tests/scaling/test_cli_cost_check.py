@@ -48,6 +48,19 @@ def test_without_a_table_the_published_runs_are_compared(run):
     assert code == 0 and json.loads(out)["overall"]["step_time"]["n"] > 200
 
 
+def test_a_unit_that_is_wrong_is_refused_by_the_name_of_its_row(run, tmp_path):
+    good = ROW | {"step_time_s": "21"}
+    rows = [ROW | {"id": "ms", "step_time_s": "21000"}, ROW | {"id": "fast", "step_time_s": "1"}]
+    path = write(tmp_path / "runs.csv", [good, *rows])
+    code, out, _ = run("cost", "calibrate", path, "--out", tmp_path / "mine.json", "--json")
+    found = json.loads(out)
+    assert code == 0 and found["num_runs"] == 1
+    reasons = {row["id"]: row["reason"] for row in found["not_expressible"]}
+    assert "a step of 21000 s, where" in reasons["ms"] and "dense bf16 peak" in reasons["fast"]
+    code, _, err = run("cost", "calibrate", write(path, rows), "--out", tmp_path / "mine.json")
+    assert code == 2 and "none of 2 run(s) can be used, first ms: a step of 21000 s" in err
+
+
 def test_calibrate_writes_constants_that_validate_takes(run, tmp_path):
     rows = [ROW | {"id": str(micro), "micro_batch": str(micro), "step_time_s": str(20 + micro)} for micro in (1, 2, 4)]
     path, constants = write(tmp_path / "runs.csv", rows), tmp_path / "mine.json"

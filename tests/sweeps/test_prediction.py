@@ -104,6 +104,14 @@ def test_finished_runs_of_the_device_refit_its_times_and_narrow_the_interval(tmp
     assert "published runs, none of this trainer" in before.source and "refitted to 3 runs" in after.source
 
 
+def test_a_run_that_something_else_held_up_is_not_learnt_from_and_that_is_said(tmp_path):
+    finished(tmp_path, SIZES[:2], 2.0)
+    finished(tmp_path, SIZES[2:], 200.0)
+    found = make_predictor(GPUS, H100_NAME, tmp_path, tmp_path, set())
+    assert found.calibration.num_runs == 2
+    assert "1 of 3 finished runs not used: a step of" in found.warnings[0]
+
+
 def test_what_is_planned_and_what_other_devices_did_is_not_learnt_from(tmp_path):
     finished(tmp_path, SIZES[:1], 3.0, device="NVIDIA A100-SXM4-80GB")
     finished(tmp_path, SIZES[1:], 3.0)

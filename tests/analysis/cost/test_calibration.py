@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 from setups import setup
 
-from analysis.cost.calibration import Calibration, calibrate, step_interval
+from analysis.cost.calibration import Calibration, calibrate, remaining_spread, step_interval
 from analysis.cost.measured import UNSEEN, describe, measurements, read_rows
+from analysis.cost.measured_bounds import seconds_at_peak
 from analysis.cost.stacks import constants_of
 from analysis.cost.step import step_time
 from scaling.errors import UserError
@@ -71,6 +72,24 @@ def test_the_interval_shrinks_with_runs_and_covers_them():
     assert all(step_interval(run, found).low < seconds < step_interval(run, found).high for run, seconds in runs)
 
 
+def test_the_interval_is_as_wide_as_runs_err_that_the_fit_does_not_know():
+    noise = random.Random(3)
+    runs = [(run, seconds * math.exp(noise.gauss(0, 0.15))) for run, seconds in machine()[:5]]
+    found, shipped = calibrate(runs, "mine"), constants_of("megatron")
+    residuals = [math.log(step_time(run, found.constants).total / seconds) for run, seconds in runs]
+    in_sample = remaining_spread(residuals, between=shipped.between, within=shipped.within)
+    assert found.left_out > 1.3 * found.after and found.spread > 1.2 * in_sample
+
+
+def test_runs_without_experts_say_little_of_those_with_them():
+    found = calibrate(machine(), "mine")
+    experts = setup("mixtral-8x7b", tensor_parallel_size=1, pipeline_parallel_size=1, expert_parallel_size=8)
+    blind, fitted = step_interval(experts), step_interval(experts, found)
+    assert fitted.high / fitted.low > 0.8 * blind.high / blind.low
+    known = calibrate([*machine(), *((experts, step_time(experts).total) for _ in range(8))], "mine")
+    assert known.expert_spread < 0.6 * found.expert_spread
+
+
 def test_a_calibration_leaves_other_stacks_alone():
     found = calibrate(machine(matmul_efficiency=0.6), "mine")
     other = setup(stack="fsdp_eager")
@@ -102,10 +121,32 @@ def test_nothing_to_calibrate_by_and_mixed_stacks_are_errors():
         calibrate([(setup(), 1.0), (setup(stack="fsdp_eager"), 1.0)], "mine")
 
 
-def test_a_step_out_of_all_proportion_is_named():
+@pytest.mark.parametrize("factor", [1e3, 21, 1 / 21])
+def test_a_step_out_of_all_proportion_is_named(factor):
     runs = machine()
-    with pytest.raises(UserError, match="a step of 1e\\+09 s, where .* correct its unit"):
-        calibrate([*runs, (runs[0][0], 1e9)], "mine")
+    slow = (runs[0][0], factor * step_time(runs[0][0]).total)
+    with pytest.raises(UserError, match=f"mine, run 8: a step of {slow[1]:g} s".replace("+", r"\+")):
+        calibrate([*runs, slow], "mine")
+
+
+def test_a_step_faster_than_the_peak_is_named_though_not_far_from_the_estimate():
+    run = setup()
+    with pytest.raises(UserError, match="run 1: a step of .* model FLOPs at the dense bf16 peak of 64 H100"):
+        calibrate([(run, 0.99 * seconds_at_peak(run))], "mine")
+    assert calibrate([(run, 1.01 * seconds_at_peak(run))], "mine").num_runs == 1
+
+
+def test_clusters_ten_times_as_slow_can_be_fitted_and_their_constants_are_called_unlikely():
+    runs = [(run, 10 * seconds) for run, seconds in machine()]
+    found = calibrate(runs, "mine")
+    assert found.after < 0.5 * found.before
+    assert "unlikely constants" in found.warning and "matmul_efficiency" in found.warning
+    assert calibrate(machine(matmul_efficiency=0.7), "mine").warning is None
+
+
+def test_an_overlap_far_from_the_shipped_one_is_called_unlikely():
+    found = replace(calibrate(machine(), "mine"), changes={"data_overlap": 0.01})
+    assert "data_overlap = 0.01" in found.warning
 
 
 def test_many_runs_are_held_out_by_tenths(monkeypatch):
@@ -127,6 +168,8 @@ def test_many_runs_are_held_out_by_tenths(monkeypatch):
         {"stack": "mine"},
         {"changes": {"matmul_efficiency": -1}},
         {"changes": {"data_overlap": 2}},
+        {"expert_spread": 0},
+        {"stack": "fsdp_eager", "changes": {"tensor_overlap": 0.5}},
         {"changes": {"between": 1}},
         {"changes": None},
     ],
