@@ -1,7 +1,7 @@
 """The Architecture of a Hugging Face config.json.
 
 The file names the sizes, each family in its own words; what it does not name (norms, biases, gates) follows from
-`model_type` and is in config_types.py.
+`model_type` and is in config_types.py; what is refused at once is in config_checks.py.
 """
 
 import json
@@ -10,6 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from analysis.cost.architecture import Architecture
+from analysis.cost.config_checks import (
+    LARGEST,
+    MOST_LAYERS,
+    check_forms,
+    check_layers,
+    refuse_other_models,
+    shown,
+)
 from analysis.cost.config_types import MODEL_TYPES, PLAIN, ModelType
 from scaling.errors import UserError
 
@@ -18,39 +26,21 @@ _SIZES = {
     "num_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
     "hidden_size": ("hidden_size", "n_embd", "n_embed", "d_model"),
     "num_attention_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
-    "vocab_size": ("padded_vocab_size", "vocab_size"),
+    "vocab_size": ("vocab_size", "padded_vocab_size"),
 }
 _GROUPS = ("num_key_value_heads", "num_kv_heads", "multi_query_group_num", "kv_n_heads")
 _CHANNELS = ("head_dim", "kv_channels")
 _FFN = ("intermediate_size_mlp", "intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-_TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k")
+_TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k")
 _EXPERT_FFN = ("moe_intermediate_size", "intermediate_size", "ffn_hidden_size")
-
-#: Fields that a file may leave out or set to null, and what they hold where it does not.
-_OPTIONAL = {
-    int: (
-        "n_positions", "max_position_embeddings", "max_seq_len", "expansion_ratio", "word_embed_proj_dim",
-        "sliding_window", "sliding_window_pattern", "attention_chunk_size", "max_window_layers",
-        "no_rope_layer_interval", "window_size", "n_shared_experts", "shared_expert_intermediate_size",
-        "first_k_dense_replace", "decoder_sparse_step", "interleave_moe_layer_step", "q_lora_rank",
-        "num_nextn_predict_layers",
-    ),
-    list: ("architectures", "layer_types", "mlp_only_layers", "attention_types", "attention_layers"),
-}  # fmt: skip
-
-#: Sizes above these are of no model.
-_MOST_LAYERS, _LARGEST = 10**4, 10**8
+_SHARED_EXPERTS = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
+_SHARED_FFN = ("shared_expert_intermediate_size", "shared_intermediate_size")
+_FIRST_MOE = ("first_k_dense_replace", "moe_layer_start_index")
+_MOE_STEP = ("decoder_sparse_step", "interleave_moe_layer_step", "moe_layer_interval")
 
 #: Nested parts of a config.json whose fields are those of the language model.
 _PARTS = ("text_config", "llm_config", "language_config", "attn_config", "ffn_config")
-
-#: Words in the fields of models whose layers are not plain attention and MLP: state-space and linear attention, then
-#: sparse attention (DeepSeek-V3.2, V4) and Gemma 3n's alternating updates.
-_OTHER_LAYERS = (
-    "mamba", "ssm_", "linear_attn", "linear_num_", "linear_conv", "block_type", "hybrid_override", "lru_", "rwkv",
-    "index_topk", "compress_ratio", "altup",
-)  # fmt: skip
 
 
 def read_config_json(path: Path) -> tuple[Architecture, tuple[str, ...]]:
@@ -81,15 +71,19 @@ def architecture_of_config(values: Any, source: str) -> tuple[Architecture, tupl
     name = str(values.get("_name_or_path") or values.get("model_type") or source)
     model_type = config.get("model_type")
     known = MODEL_TYPES.get(str(model_type))
-    _check_optional(config, source)
-    _refuse_what_is_no_decoder(config, known is not None, source)
+    kind = known or PLAIN
+    check_forms(config, kind.flag_fields, source)
+    refuse_other_models(config, known is not None, source)
+    _refuse_lists_of_sizes(config, source)
     notes = []
     if known is None:
-        notes.append(f"model_type = {model_type!r} is not known: counted as a Llama (RMSNorm, gated MLP, no biases)")
-    kind = known or PLAIN
+        notes.append(
+            f"model_type = {shown(model_type)} is not known: counted as a Llama (RMSNorm, gated MLP, no biases)"
+        )
     config = {**kind.defaults, **{field: value for field, value in config.items() if value is not None}}
 
     sizes = {ours: _integer(config, theirs, source) for ours, theirs in _SIZES.items()}
+    check_layers(config, sizes["num_layers"], source)
     fields: dict[str, Any] = {**sizes, **_heads(config, sizes, source), **_experts(config, source)}
     fields["ffn_hidden_size"] = _ffn(config, sizes, fields, source)
     fields |= _latent(config, source)
@@ -131,47 +125,33 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _refuse_what_is_no_decoder(config: dict[str, Any], known: bool, source: str) -> None:
-    remedy = "only decoder-only transformers can be counted"
-    if config.get("is_encoder_decoder"):
-        raise UserError(f"{source}: is_encoder_decoder = true: {remedy}")
-    if any(isinstance(config.get(field), list) for names in (*_SIZES.values(), _GROUPS, _FFN) for field in names):
-        raise UserError(f"{source}: sizes differ from layer to layer: only layers that are alike can be counted")
-    if known:
-        return
-    if "type_vocab_size" in config:  # of the two segments that encoders such as BERT take
-        raise UserError(f"{source}: type_vocab_size is a field of encoders: {remedy}")
-    heads = [str(name) for name in config.get("architectures") or []]
-    if heads and not any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in heads):
-        raise UserError(f"{source}: architectures = {', '.join(heads)}: {remedy}")
-    other = [field for field in config if any(word in field for word in _OTHER_LAYERS)]
-    if other or "linear_attention" in (config.get("layer_types") or []):
-        field = other[0] if other else "layer_types"
-        raise UserError(f"{source}: {field} speaks of layers other than attention and MLP: {remedy}")
-
-
-def _check_optional(config: dict[str, Any], source: str) -> None:
-    for kind, names in _OPTIONAL.items():
-        for name in names:
-            value = config.get(name)
-            if value is not None and (not isinstance(value, kind) or (kind is int and value < 0)):
-                what = "a whole number, at least 0" if kind is int else "a list"
-                raise UserError(f"{source}: {name} = {value!r}: must be {what}")
+def _refuse_lists_of_sizes(config: dict[str, Any], source: str) -> None:
+    for field in (*(name for names in _SIZES.values() for name in names), *_GROUPS, *_FFN, *_EXPERTS, *_EXPERT_FFN):
+        if isinstance(config.get(field), list):
+            raise UserError(
+                f"{source}: {field} = {shown(config[field])}: sizes differ from layer to layer, or between text and "
+                "images: only layers that are alike can be counted"
+            )
 
 
 def _first(config: dict[str, Any], names: tuple[str, ...]) -> Any:
     return next((config[name] for name in names if config.get(name) is not None), None)
 
 
-def _integer(config: dict[str, Any], names: tuple[str, ...], source: str) -> int:
-    """The first of the fields that is there, a positive integer."""
+def _integer(
+    config: dict[str, Any],
+    names: tuple[str, ...],
+    source: str,
+    remedy: str = "only the config.json of a decoder-only transformer has it",
+) -> int:
+    """The first of the fields that is there, a positive integer; remedy: what to do where none is."""
     value = _first(config, names)
     if value is None:
-        raise UserError(f"{source}: {names[0]} is missing: only the config.json of a decoder-only transformer has it")
-    most = _MOST_LAYERS if names == _SIZES["num_layers"] else _LARGEST
+        raise UserError(f"{source}: {names[0]} is missing: {remedy}")
+    most = MOST_LAYERS if names == _SIZES["num_layers"] else LARGEST
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         field = next(name for name in names if config.get(name) is not None)
-        raise UserError(f"{source}: {field} = {value!r}: must be a positive integer, at most {most}")
+        raise UserError(f"{source}: {field} = {shown(value)}: must be a positive integer, at most {most}")
     return value
 
 
@@ -199,7 +179,8 @@ def _latent(config: dict[str, Any], source: str) -> dict[str, int]:
     if not config.get("kv_lora_rank"):
         return {}
     names = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-    latent = {name: _integer(config, (name,), source) for name in names}
+    remedy = "attention with a kv_lora_rank has it: add it"
+    latent = {name: _integer(config, (name,), source, remedy) for name in names}
     return {**latent, "q_lora_rank": int(config.get("q_lora_rank") or 0)}
 
 
@@ -207,22 +188,44 @@ def _experts(config: dict[str, Any], source: str) -> dict[str, int]:
     """The fields of a mixture of experts, and which layers have one."""
     if _first(config, _EXPERTS) in (None, 0, 1):
         return {"num_experts": 0, "num_dense_layers": 0}
-    layers = _integer(config, _SIZES["num_layers"], source)
-    step = config.get("decoder_sparse_step") or config.get("interleave_moe_layer_step") or 1
-    sparse = {
-        index
-        for index in range(config.get("first_k_dense_replace") or 0, layers)
-        if (index + 1) % step == 0 and index not in (config.get("mlp_only_layers") or [])
-    }
-    inner = _integer(config, _EXPERT_FFN, source)
-    shared = config.get("shared_expert_intermediate_size") or (config.get("n_shared_experts") or 0) * inner
+    layers, num_experts = _integer(config, _SIZES["num_layers"], source), _integer(config, _EXPERTS, source)
+    beside = f"the file has {num_experts} experts a layer: add "
+    inner = _integer(config, _EXPERT_FFN, source, beside + "the inner size of one")
+    num_shared = _first(config, _SHARED_EXPERTS) or 0
+    if num_shared > num_experts:
+        field = next(name for name in _SHARED_EXPERTS if config.get(name) is not None)
+        raise UserError(f"{source}: {field} = {num_shared}: must be at most the {num_experts} routed experts")
     return {
-        "num_experts": _integer(config, _EXPERTS, source),
-        "moe_router_topk": _integer(config, _TOP_K, source),
+        "num_experts": num_experts,
+        "moe_router_topk": _integer(config, _TOP_K, source, beside + "how many of them a token goes to"),
         "moe_ffn_hidden_size": inner,
-        "moe_shared_expert_intermediate_size": shared,
-        "num_dense_layers": layers - len(sparse),
+        "moe_shared_expert_intermediate_size": _first(config, _SHARED_FFN) or num_shared * inner,
+        "num_dense_layers": sum(not sparse for sparse in _sparse_layers(config, layers, source)),
     }
+
+
+def _sparse_layers(config: dict[str, Any], layers: int, source: str) -> list[bool]:
+    """Whether each layer has experts, by all of the fields that families say it with."""
+    listed = config.get("mlp_layer_types")
+    if listed:
+        return [kind == "sparse" for kind in listed]
+    first, step = _first(config, _FIRST_MOE) or 0, _first(config, _MOE_STEP) or 1
+    last, every = config.get("moe_layer_end_index", -1), config.get("moe_layer_freq", 1)
+    if not isinstance(last, int):
+        raise UserError(f"{source}: moe_layer_end_index = {shown(last)}: must be a whole number, -1 for the last layer")
+    if isinstance(every, list) and len(every) == layers:
+        frequent = [bool(entry) for entry in every]
+    elif isinstance(every, int) and not isinstance(every, bool) and every > 0:
+        frequent = [index % every == 0 for index in range(layers)]
+    else:
+        raise UserError(f"{source}: moe_layer_freq = {shown(every)}: must be a whole number above 0, or one a layer")
+    return [
+        frequent[index]
+        and first <= index <= (layers if last == -1 else last)
+        and (index + 1) % step == 0
+        and index not in (config.get("mlp_only_layers") or [])
+        for index in range(layers)
+    ]
 
 
 def _window(config: dict[str, Any], kind: ModelType, layers: int) -> dict[str, Any]:

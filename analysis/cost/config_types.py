@@ -32,6 +32,12 @@ class ModelType:
     #: Parameters that no field of Architecture explains.
     other_parameters: Callable[[Architecture, Config], int] = lambda arch, config: 0
 
+    @property
+    def flag_fields(self) -> tuple[str, ...]:
+        """Fields of config.json that this family has and that are true or false."""
+        switches = (name for name, value in self.defaults.items() if isinstance(value, bool))
+        return (*self.flags.values(), *switches)
+
 
 _ATTENTION_BIAS = {"qkv_bias": "attention_bias", "attention_output_bias": "attention_bias"}
 _LLAMA_BIASES = {**_ATTENTION_BIAS, "mlp_bias": "mlp_bias"}
@@ -99,6 +105,27 @@ def _stablelm(config: Config) -> dict[str, Any]:
     return {"extra_norms": -1 if config.get("use_parallel_residual") else 0}
 
 
+def _qwen(config: Config) -> dict[str, Any]:
+    """Qwen 1, whose intermediate_size is that of gate and up projection together; all heads have their own keys."""
+    bias = not config["no_bias"]
+    return {
+        "ffn_hidden_size": config["intermediate_size"] // 2,
+        "attention_output_bias": bias,
+        "mlp_bias": bias,
+    }
+
+
+def _ernie_moe(config: Config) -> dict[str, Any]:
+    if config["use_bias"]:
+        raise ValueError("use_bias = true, which no published one has: whether experts have biases is not known")
+    return {}
+
+
+def _chatglm(config: Config) -> dict[str, Any]:
+    groups = {} if config["multi_query_attention"] else {"num_query_groups": config["num_attention_heads"]}
+    return {**groups, "normalization": "rmsnorm" if config["rmsnorm"] else "layernorm"}
+
+
 PLAIN = ModelType(flags=_LLAMA_BIASES)
 _QWEN2 = ModelType(fixed={"qkv_bias": True}, windowed_layers=_from_max_window_layers)
 _QWEN3 = ModelType(fixed={"qk_norm": True}, flags=_ATTENTION_BIAS, windowed_layers=_from_max_window_layers)
@@ -132,6 +159,13 @@ MODEL_TYPES: dict[str, ModelType] = {
     "arcee": ModelType(fixed={"gated": False}, flags=_LLAMA_BIASES),
     "helium": ModelType(flags=_ATTENTION_BIAS),
     "ernie4_5": ModelType(flags={"add_bias_linear": "use_bias"}, tied=True),
+    "ernie4_5_moe": ModelType(
+        tied=True,
+        derived=_ernie_moe,
+        defaults={"moe_layer_start_index": 1, "moe_num_shared_experts": 2, "use_bias": False},
+        # biases that choose among the experts
+        other_parameters=lambda arch, config: arch.num_experts * arch.num_moe_layers,
+    ),
     "seed_oss": ModelType(
         flags={"qkv_bias": "attention_bias", "attention_output_bias": "attention_out_bias", "mlp_bias": "mlp_bias"},
         defaults={"attention_bias": True},
@@ -143,6 +177,7 @@ MODEL_TYPES: dict[str, ModelType] = {
     ),
     "mistral": ModelType(),
     "mixtral": ModelType(),
+    "qwen": ModelType({"qkv_bias": True}, derived=_qwen, defaults={"no_bias": True}),
     "qwen2": _QWEN2,
     "qwen2_moe": ModelType(
         fixed={"qkv_bias": True},
@@ -254,6 +289,13 @@ MODEL_TYPES: dict[str, ModelType] = {
     "llama4_text": _LLAMA4,
     "granitemoe": ModelType(flags=_ATTENTION_BIAS),
     "nemotron": ModelType({"normalization": "layernorm", "gated": False}, flags=_LLAMA_BIASES),
+    # ChatGLM2 and 3, GLM-4 of 2024
+    "chatglm": ModelType(
+        flags={"add_bias_linear": "add_bias_linear", "qkv_bias": "add_qkv_bias"},
+        derived=_chatglm,
+        defaults={"multi_query_attention": False, "rmsnorm": True, "post_layer_norm": True},
+        other_parameters=lambda arch, config: 0 if config["post_layer_norm"] else -arch.hidden_size,
+    ),
     "glm": _GLM,
     "glm4": ModelType({"extra_norms": 2}, flags=_GLM.flags, defaults=_GLM.defaults),
     "glm4_moe": ModelType(flags={**_GLM.flags, "qk_norm": "use_qk_norm"}),

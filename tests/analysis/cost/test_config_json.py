@@ -41,6 +41,12 @@ DBRX = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
 }  # fmt: skip
 
+SLIDING_THREE = ["sliding_attention"] * 3 + ["full_attention"]
+ERNIE = {
+    **LLAMA, "moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 48, "moe_num_shared_experts": 1,
+    "moe_layer_start_index": 1,
+}  # fmt: skip
+
 CONFIGS = [
     ("llama", LLAMA),
     ("llama", {**WIDE, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
@@ -104,6 +110,11 @@ CONFIGS = [
     ("helium", {**LLAMA, "head_dim": 8}),
     ("ernie4_5", {**WIDE, "use_bias": True}),
     ("seed_oss", WIDE),
+    ("ernie4_5_moe", ERNIE),
+    ("ernie4_5_moe", {**ERNIE, "moe_layer_interval": 2, "moe_layer_end_index": 2, "num_hidden_layers": 6}),
+    # not known by name: counted as a Llama with experts
+    ("granitemoeshared", {**LOCAL_EXPERTS, "shared_intermediate_size": 80}),
+    ("glm4_moe_lite", {**LATENT, "mlp_layer_types": ["dense", "sparse", "dense", "sparse"]}),
 ]
 
 
@@ -158,6 +169,23 @@ RELEASED = {
             "first_k_dense_replace": 1, "moe_layer_freq": 1,
         },
     ),
+    "Qwen/Qwen-7B": (
+        7_721_324_544,
+        {
+            "model_type": "qwen", "architectures": ["QWenLMHeadModel"], "hidden_size": 4096,
+            "intermediate_size": 22016, "kv_channels": 128, "no_bias": True, "num_attention_heads": 32,
+            "num_hidden_layers": 32, "vocab_size": 151936, "tie_word_embeddings": False,
+        },
+    ),
+    "THUDM/chatglm3-6b": (
+        6_243_584_000,
+        {
+            "model_type": "chatglm", "architectures": ["ChatGLMModel"], "add_bias_linear": False, "add_qkv_bias": True,
+            "ffn_hidden_size": 13696, "hidden_size": 4096, "kv_channels": 128, "multi_query_attention": True,
+            "multi_query_group_num": 2, "num_attention_heads": 32, "num_layers": 28, "padded_vocab_size": 65024,
+            "post_layer_norm": True, "rmsnorm": True, "seq_length": 8192, "tie_word_embeddings": False,
+        },
+    ),
 }  # fmt: skip
 
 
@@ -175,13 +203,35 @@ def test_count_is_that_of_the_checkpoint(name):
         ({"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": False}, None, 0),
         ({"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": True, "max_window_layers": 3}, 64, 1),
         ({"model_type": "gemma2", "sliding_window": 4096}, 4096, 2),
-        ({"model_type": "gpt_oss", "sliding_window": 128, "layer_types": ["sliding_attention"] * 3}, 128, 3),
+        ({"model_type": "gpt_oss", "sliding_window": 128, "layer_types": SLIDING_THREE}, 128, 3),
         ({"model_type": "llama4_text", "attention_chunk_size": 8192}, 8192, 3),
     ],
 )
 def test_layers_with_a_window(values, window, layers):
     arch, _ = architecture_of_config({**LLAMA, **values}, "config.json")
     assert (arch.sliding_window, arch.num_windowed_layers) == (window, layers)
+
+
+def test_a_layer_of_plain_attention_may_be_marked_as_such():
+    values = {**LLAMA, "model_type": "minimax_m2", "attn_type_list": [1] * 4, "num_local_experts": 0}
+    assert architecture_of_config(values, "config.json")[0].num_layers == 4
+
+
+@pytest.mark.parametrize(("every", "dense"), [(1, 1), (2, 3), ([0, 1, 1, 0], 2), ([1, 1, 1, 1], 1)])
+def test_moe_layer_freq_says_which_layers_have_experts(every, dense):
+    # as in DeepSeek's own modules: from first_k_dense_replace on, each layer whose index it divides
+    values = {**ROUTED, "model_type": "deepseek_v3", "moe_layer_freq": every}
+    assert architecture_of_config(values, "config.json")[0].num_dense_layers == dense
+
+
+def test_heads_of_the_first_chatglm2_without_shared_keys():
+    values = {
+        "model_type": "chatglm", "num_layers": 4, "hidden_size": 64, "ffn_hidden_size": 96, "num_attention_heads": 8,
+        "kv_channels": 8, "padded_vocab_size": 128, "multi_query_group_num": 1,
+    }  # fmt: skip
+    assert architecture_of_config(values, "config.json")[0].num_query_groups == 8
+    shared = {**values, "multi_query_attention": True}
+    assert architecture_of_config(shared, "config.json")[0].num_query_groups == 1
 
 
 def test_an_unknown_family_is_counted_as_a_llama_and_says_so():
@@ -222,6 +272,55 @@ def test_a_file_or_its_directory(tmp_path):
         ({**LLAMA, "model_type": "llama", "hidden_size": 60}, "hidden_size = 60 is no multiple of 8 heads"),
         ({**LOCAL_EXPERTS, "model_type": "mixtral", "num_experts_per_tok": None}, "num_experts_per_tok is missing"),
         ({**LOCAL_EXPERTS, "model_type": "mixtral", "num_experts_per_tok": 99}, "a token goes to 99 experts of"),
+        (
+            {**ROUTED, "model_type": "deepseek_v3", "moe_intermediate_size": None, "intermediate_size": None},
+            "moe_intermediate_size is missing: the file has 6 experts a layer: add the inner size of one",
+        ),
+        (
+            {**LATENT, "model_type": "deepseek_v3", "v_head_dim": None},
+            "v_head_dim is missing: attention with a kv_lora",
+        ),
+        ({**LLAMA, "model_type": "llama", "vocab_size": None}, "(?<!_)vocab_size is missing"),
+        (
+            {**LLAMA, "model_type": "llama", "tie_word_embeddings": "false"},
+            "tie_word_embeddings = 'false': must be true or false, without quotes",
+        ),
+        ({**LLAMA, "model_type": "llama", "attention_bias": "false"}, "attention_bias = 'false': must be true or"),
+        ({**LLAMA, "model_type": "llama", "is_encoder_decoder": "false"}, "is_encoder_decoder = 'false': must be true"),
+        ({**LLAMA, "model_type": "qwen2", "use_sliding_window": "false"}, "use_sliding_window = 'false': must be true"),
+        ({**FALCON, "model_type": "falcon", "multi_query": "false"}, "multi_query = 'false': must be true or false"),
+        ({**LLAMA, "model_type": "newcomer", "mlp_bias": 1}, "mlp_bias = 1: must be true or false"),
+        ({**LLAMA, "model_type": "llama", "layer_types": ["full_attention"]}, "layer_types has 1 entries for 4 layers"),
+        ({**LLAMA, "model_type": "llama", "layer_types": [1, 2, 3, 4]}, "layer_types holds 1: must hold names"),
+        ({**ROUTED, "model_type": "x", "mlp_layer_types": ["moe"] * 4}, "mlp_layer_types holds 'moe': must hold dense"),
+        ({**ROUTED, "model_type": "deepseek_v3", "first_k_dense_replace": 5}, "first_k_dense_replace = 5: must be at"),
+        ({**ROUTED, "model_type": "deepseek_v3", "num_nextn_predict_layers": 9}, "num_nextn_predict_layers = 9: must"),
+        ({**ROUTED, "model_type": "deepseek_v3", "n_shared_experts": 7}, "n_shared_experts = 7: must be at most the 6"),
+        ({**ROUTED, "model_type": "deepseek_v3", "moe_layer_freq": [1]}, "moe_layer_freq = .1.: must be a whole"),
+        ({**ROUTED, "model_type": "x", "q_lora_rank": 10**9}, "q_lora_rank = 1000000000: must be a whole number"),
+        ({**ERNIE, "model_type": "ernie4_5_moe", "use_bias": True}, "use_bias = true, which no published one has"),
+        ({**ERNIE, "model_type": "ernie4_5_moe", "moe_layer_end_index": "2"}, "moe_layer_end_index = '2': must be"),
+        (
+            {**ERNIE, "model_type": "ernie4_5_moe_vl", "moe_num_experts": [64, 64]},
+            "moe_num_experts = .64, 64.: sizes differ from layer to layer, or between text and images",
+        ),
+        (
+            {**LLAMA, "model_type": "x", "num_key_value_heads": list(range(1, 33))},
+            r"num_key_value_heads = \[1, 2, 3, 4, \.\.\.\]: sizes differ",
+        ),
+        (
+            {**ROUTED, "model_type": "longcat_flash", "expert_ffn_hidden_size": 2048},
+            "model_type = longcat_flash is not covered: layers have two attentions and two MLPs",
+        ),
+        (
+            {**ROUTED, "model_type": "newcomer", "zero_expert_num": 256},
+            "zero_expert_num speaks of experts that compute",
+        ),
+        ({**LLAMA, "model_type": "nemotron-nas", "block_configs": [{}]}, "block_configs speaks of layers that differ"),
+        ({**LLAMA, "model_type": "minimax_text_01", "attn_type_list": [0, 1, 0, 1]}, "attn_type_list speaks of layers"),
+        ({**LLAMA, "model_type": "lfm2", "conv_L_cache": 3}, "conv_L_cache speaks of layers other than attention"),
+        ({**LLAMA, "model_type": "bamba", "attn_layer_indices": [2]}, "attn_layer_indices speaks of layers other than"),
+        ({**LLAMA, "model_type": "chatglm", "inner_hidden_size": 16384}, "inner_hidden_size speaks of ChatGLM-6B's"),
         ({**LLAMA, "model_type": "x", "architectures": 5}, "architectures = 5: must be a list"),
         ({**LLAMA, "model_type": "gpt_neo", "attention_types": ["global"]}, "has not the form that it has"),
         ([1, 2], "holds a list"),
