@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from analysis.cost.devices import Device
 
 _COUNT = re.compile(r"(?P<number>[0-9.]+(?:e[+-]?[0-9]+)?)\s*(?P<unit>[kmbt]?)", re.IGNORECASE)
+_COUNTED_GPUS = re.compile(r"(?P<number>[0-9]+)\s*[x*]\s*(?P<gpu>.+)", re.IGNORECASE)
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 #: --model and --params may differ by so much, since names are rounded.
 _SAME_MODEL = 0.05
@@ -178,6 +179,10 @@ def _model(options: RunOptions) -> tuple["Architecture", tuple["Choice", ...], t
         if num_params is None:
             raise UserError("no model given: give --model NAME, --model config.json or --params N, such as --params 7B")
         return (*_shaped(num_params), ())
+    if not options.model.strip():
+        raise UserError(
+            f"--model {options.model!r}: is empty: give the name of a model, such as llama-3-70b, or a path"
+        )
     path, remarks = Path(options.model), ()
     if path.suffix == ".json" or path.is_dir():
         from analysis.cost.config_json import read_config_json
@@ -208,7 +213,7 @@ def _shaped(num_params: float) -> tuple["Architecture", tuple["Choice", ...]]:
 def _device(options: RunOptions) -> tuple["Device", tuple["Choice", ...]]:
     """The device, and what was taken where its name leaves that open."""
     from analysis.cost.defaults import Choice
-    from analysis.cost.devices import require_device
+    from analysis.cost.devices import find_device, require_device
 
     if (options.gpu is None) == (options.device_file is None):
         what = "no device given" if options.gpu is None else f"--gpu {options.gpu} and --device-file given"
@@ -222,5 +227,10 @@ def _device(options: RunOptions) -> tuple["Device", tuple["Choice", ...]]:
 
         device = cpu_device()
         return device, (Choice("gpu", device.name, device.source),)
+    counted = _COUNTED_GPUS.fullmatch(options.gpu.strip())
+    if counted and find_device(counted["gpu"]):
+        raise UserError(
+            f"--gpu {options.gpu}: holds a number of GPUs: give --gpu {counted['gpu']} --num-gpus {counted['number']}"
+        )
     device = require_device(options.gpu)
     return device, (Choice("gpu", device.name, device.note),) if device.note else ()

@@ -5,7 +5,6 @@ H100:
     - {usd: 2.10, date: 2026-10-01, provider: ours, source: contract}
 """
 
-import math
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import yaml
 
 from analysis.cost.devices import find_device
-from analysis.cost.prices import Price, price_of_quotes
+from analysis.cost.prices import MOST_USD, Price, price_of_quotes
 from scaling.errors import UserError
 
 
@@ -49,8 +48,12 @@ def _quote(path: Path, device_name: str, quote: Any) -> dict[str, Any]:
     if not isinstance(quote, Mapping):
         raise UserError(f"{path}: {device_name}: quote = {quote}: must hold usd and date")
     usd, day = quote.get("usd"), quote.get("date")
-    if isinstance(usd, bool) or not isinstance(usd, (int, float)) or not 0 < usd < math.inf:
-        raise UserError(f"{path}: {device_name}: usd = {usd}: must be above 0 US dollars per device-hour")
+    if isinstance(usd, str):  # to YAML, 1e3 is text as well
+        raise UserError(f"{path}: {device_name}: usd = {usd!r}: is text: give a plain number such as 2.10, unquoted")
+    if isinstance(usd, bool) or not isinstance(usd, (int, float)) or not 0 < usd <= MOST_USD:
+        raise UserError(
+            f"{path}: {device_name}: usd = {usd}: must be above 0 and at most {MOST_USD:g} US dollars per device-hour"
+        )
     if type(day) is not date:  # a datetime is a date too, and does not compare with one
         raise UserError(f"{path}: {device_name}: date = {day}: must be the day of the quote, such as 2026-10-01")
     origin = {name: str(quote.get(name, path)) for name in ("provider", "source")}

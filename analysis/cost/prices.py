@@ -16,7 +16,7 @@ from scaling.errors import UserError
 
 _STALE_AFTER = timedelta(days=183)
 #: Above it a price is a slip of the keyboard.
-_MOST_USD = 1e6
+MOST_USD = 1e6
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,18 @@ class Price:
     date: date
     provider: str
     source: str
+    #: Day of the newest quote behind it; None: the same day.
+    newest: date | None = None
 
     def warning(self, today: date | None = None) -> str | None:
-        """One line when the price is older than six months, else None."""
-        age = (today or date.today()) - self.date
+        """One line when the price is older than six months or has a quote of a day to come, else None."""
+        today = today or date.today()
+        newest = self.newest or self.date
+        if newest > today:
+            return (
+                f"the price of {self.device} is from {newest.isoformat()}, a day to come: correct the date of its quote"
+            )
+        age = today - self.date
         if age <= _STALE_AFTER:
             return None
         return (
@@ -69,6 +77,7 @@ def price_of_quotes(device: str, quotes: Sequence[Mapping[str, Any]]) -> Price:
         date=min(quote["date"] for quote in quotes),
         provider=", ".join(quote["provider"] for quote in quotes),
         source="; ".join(dict.fromkeys(quote["source"] for quote in quotes)),
+        newest=max(quote["date"] for quote in quotes),
     )
 
 
@@ -77,8 +86,8 @@ def own_price(usd_per_hour: float, device: str, today: date | None = None) -> Pr
 
     Raises UserError when it is negative or not a number.
     """
-    if not 0 <= usd_per_hour <= _MOST_USD:
-        raise UserError(f"price = {usd_per_hour}: must be from 0 to {_MOST_USD:g} US dollars per device-hour")
+    if not 0 <= usd_per_hour <= MOST_USD:
+        raise UserError(f"price = {usd_per_hour}: must be from 0 to {MOST_USD:g} US dollars per device-hour")
     return Price(
         device=device,
         low=usd_per_hour,

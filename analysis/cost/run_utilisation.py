@@ -27,7 +27,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from analysis.cost.devices import Device, require_device
+from analysis.cost.devices import Device, find_variants, require_device
 from analysis.cost.interval import Interval, log_normal, quotient
 from scaling.errors import UserError
 
@@ -100,10 +100,10 @@ def run_gpu_hours(facts: RunFacts) -> Interval:
 
 def unlike_published(facts: RunFacts) -> list[str]:
     """What of a run is outside of what the published ones show, one line each; its estimate then is a guess."""
-    chips = {run.facts.device.bf16_flops for run in published_runs()}
+    published = _chips({run.facts.device.name for run in published_runs()})
     flops = [run.facts.flops for run in published_runs()]
     warnings = []
-    if facts.device.bf16_flops not in chips:
+    if not published & _chips({facts.device.name}):
         warnings.append(
             f"no published run on {facts.device.name} is known: its utilisation is drawn on from A100 to H100"
         )
@@ -112,6 +112,11 @@ def unlike_published(facts: RunFacts) -> list[str]:
             f"{facts.flops:.3g} FLOPs are outside of the published runs' {min(flops):.1g} to {max(flops):.1g}"
         )
     return warnings
+
+
+def _chips(names: set[str]) -> set[str]:
+    """Names of all variants of the chips that the names name: memory and socket make no other chip."""
+    return {variant.name for name in names for variant in find_variants(name)}
 
 
 @cache

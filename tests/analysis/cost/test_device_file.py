@@ -5,6 +5,7 @@ import yaml
 
 from analysis.cost.device_file import load_device, refuse_sparse_peak
 from analysis.cost.devices import find_device
+from analysis.cost.tables import read_table
 from scaling.errors import UserError
 
 ENTRY = {
@@ -51,6 +52,10 @@ def test_the_same_in_json(tmp_path):
         ({"tflops": {"bf16": "fast"}}, "tflops.bf16 = fast: must be a number"),
         ({"node": {"gpus": 2.5, "gbits_per_second_per_gpu": 1}}, "node.gpus = 2.5: must be a whole number"),
         ({"device": ""}, "device = : must be a name"),
+        ({"date": "yesterday"}, "date = yesterday: must be the day of the figures, such as 2026-10-01"),
+        ({"date": 2026}, "date = 2026: must be the day"),
+        ({"source": [1]}, "source = [1]: must be text"),
+        ({"source": " "}, "must be text, such as the name of a datasheet"),
     ],
 )
 def test_each_field_is_checked(tmp_path, changes, message):
@@ -79,6 +84,12 @@ def test_a_missing_file_is_named(tmp_path):
         ("my A100", "bf16", 624, 312),
         ("H100 PCIe", "bf16", 1513, 756),
         ("MI300X", "fp8", 5229.8, 2614.9),
+        # as vendors round them
+        ("L40S", "bf16", 733, 362),
+        ("GB200", "bf16", 5000, 2450),
+        ("GB200", "fp8", 10000, 4900),
+        ("H100", "bf16", 2000, 989),
+        ("H100", "fp8", 4000, 1979),
     ],
 )
 def test_a_peak_with_sparsity_is_refused(tmp_path, name, precision, tflops, dense):
@@ -91,3 +102,7 @@ def test_a_peak_with_sparsity_is_refused(tmp_path, name, precision, tflops, dens
 def test_a_dense_peak_is_let_through():
     for name in ("H100", "A100", "B200", "Example X1"):
         refuse_sparse_peak(name, "bf16", (find_device(name) or find_device("H100")).bf16_flops)
+    for entry in read_table("devices.yaml"):  # a whole MI250X has twice the peak of its half
+        for precision, tflops in entry["tflops"].items():
+            refuse_sparse_peak(entry["device"], precision, tflops * 1e12)
+            refuse_sparse_peak(entry["device"], precision, tflops * 1.02e12)

@@ -22,6 +22,14 @@ def test_quotes_of_a_device_written_as_people_do(tmp_path):
     assert price.warning(today=date(2026, 11, 22)) is not None
 
 
+def test_a_quote_of_a_day_to_come_warns(tmp_path):
+    table = "H100:\n  quotes:\n    - {usd: 2, date: 2026-10-01}\n    - {usd: 3, date: 2062-10-01}\n"
+    price = price_from_file(written(tmp_path, table), "H100 SXM 80GB")
+    assert price.warning(today=date(2026, 11, 22)) == (
+        "the price of H100 SXM 80GB is from 2062-10-01, a day to come: correct the date of its quote"
+    )
+
+
 @pytest.mark.parametrize(
     "text, said",
     [
@@ -31,6 +39,12 @@ def test_quotes_of_a_device_written_as_people_do(tmp_path):
         ("H100: 3\n", "has no quotes"),
         ("H100:\n  quotes: [3]\n", "quote = 3: must hold usd and date"),
         ("H100:\n  quotes: [{usd: -1, date: 2026-01-01}]\n", "usd = -1: must be above 0"),
+        (
+            "H100:\n  quotes: [{usd: 1.0e+300, date: 2026-01-01}]\n",
+            r"usd = 1e\+300: must be above 0 and at most 1e\+06",
+        ),
+        ("H100:\n  quotes: [{usd: 1e300, date: 2026-01-01}]\n", "usd = '1e300': is text: give a plain number"),
+        ("H100:\n  quotes: [{usd: '2.10', date: 2026-01-01}]\n", "usd = '2.10': is text: give a plain number"),
         ("H100:\n  quotes: [{usd: .inf, date: 2026-01-01}]\n", "usd = inf: must be"),
         ("H100:\n  quotes: [{usd: 1}]\n", "date = None: must be the day"),
     ],

@@ -102,6 +102,10 @@ def test_runs_unlike_the_published_ones_are_named():
     assert unlike_published(RunFacts(params=7e9, tokens=2e12, device=H100)) == []
     (chip,) = unlike_published(RunFacts(params=7e9, tokens=2e12, device=require_device("B200")))
     assert chip.startswith("no published run on B200 SXM 180GB is known")
+    (chip,) = unlike_published(RunFacts(params=7e9, tokens=2e12, device=require_device("A10")))  # the peak of a V100
+    assert chip.startswith("no published run on A10 is known")
+    for variant in ("A100 PCIe 80GB", "A100 SXM 40GB", "H100 NVL", "V100 PCIe 16GB"):
+        assert unlike_published(RunFacts(params=7e9, tokens=2e12, device=require_device(variant))) == [], variant
     (small,) = unlike_published(RunFacts(params=1e6, tokens=2e7, device=H100))
     assert "outside of the published runs'" in small
 
