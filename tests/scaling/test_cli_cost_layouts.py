@@ -89,7 +89,7 @@ def test_when_nothing_fits_the_least_and_more_gpus_are_said(run):
         (("--tensor-parallel-size", 7), "tensor_parallel_size = 7"),
         (("--global-batch-size", 1), "global_batch_size = 1"),
         (("--top", 0), "--top"),
-        (("--gpu", "cpu"), "gpu = cpu: cores share a run by batch alone"),
+        (("--gpu", "cpu", "--num-gpus", 1), "gpu = cpu: cores share a run by batch alone"),
     ],
 )
 def test_mistakes_are_one_line(run, arguments, said):
