@@ -87,10 +87,10 @@ def read(path: Path) -> list[Run]:
     """(source, setup, seconds) of the rows that can be expressed and have a step time."""
     runs = []
     for row in read_rows(path):
-        seconds = measurements(row).step_seconds
-        if seconds is None:
-            continue
         try:
+            seconds = measurements(row).step_seconds
+            if seconds is None:
+                continue
             setup = describe(row).setup
         except NotExpressible:
             continue

@@ -50,6 +50,8 @@ def validate(
     _count(screen, "cannot be expressed", [(row["reason"], row["id"]) for row in found["not_expressible"]])
     assumed = [(text, row["id"]) for row in found["assumed"] for text in row["assumptions"]]
     _count(screen, "leave something open", assumed)
+    for warning in found["warnings"]:
+        screen.print(f"warning: {warning}", style="yellow", soft_wrap=True)
 
 
 def _count(screen: Any, what: str, said: list[tuple[str, str]]) -> None:
@@ -76,7 +78,8 @@ def _show(screen: Any, title: str, quantity: str, found: dict[str, Any]) -> None
     shown.add_column("group")
     for name in ("n", "mean |error|", "median |error|", "bias", "in 90 % interval", "40 % rule: mean |error|"):
         shown.add_column(name, justify="right")
-    for name, scores in (*rows.items(), ("all", found["overall"][quantity])):
+    total = {"all": found["overall"][quantity]} if len(rows) > 1 else {}
+    for name, scores in (*rows.items(), *total.items()):
         rule = scores["baseline_mape"]
         shown.add_row(
             name,

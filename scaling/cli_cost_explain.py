@@ -48,6 +48,7 @@ def _title(run: Run) -> str:
 
 
 def _described(run: Run, found: "Waterfall", plot: Path | None) -> dict[str, Any]:
+    from analysis.cost.calibration import calibration_warnings
     from analysis.cost.setup_text import setup_dict
 
     return {
@@ -65,23 +66,25 @@ def _described(run: Run, found: "Waterfall", plot: Path | None) -> dict[str, Any
         ],
         "best_change": None if found.best is None else found.best.to_dict(),
         "choices": [vars(choice) for choice in run.choices],
-        "warnings": list(run.warnings),
+        "warnings": [*run.warnings, *calibration_warnings(run.calibration, run.completed.setup)],
         "plot": None if plot is None else str(plot),
     }
 
 
 def _show(run: Run, found: "Waterfall", plot: Path | None) -> None:
+    from analysis.cost.calibration import applies, calibration_warnings
     from analysis.cost.waterfall import PART_TEXTS
 
     screen = console(False)
 
-    def line(text: str = "") -> None:
-        screen.print(text, soft_wrap=True)
+    def line(text: str = "", style: str | None = None) -> None:
+        screen.print(text, soft_wrap=True, style=style)
 
     line(_title(run))
     total = found.time.total
-    applies = run.calibration is not None and run.calibration.stack == run.completed.setup.stack
-    constants = "constants of the calibration" if applies else "typical constants of the stack"
+    constants = "typical constants of the stack"
+    if applies(run.calibration, run.completed.setup):
+        constants = f"constants refitted to {run.calibration.runs}"
     line(f"\none step: {1e3 * total:.1f} ms on the slowest rank, {constants}, no interval here")
     for bar, (name, seconds) in zip(_bars(found.time_parts(), total), found.time_parts(), strict=True):
         line(f"  {1e3 * seconds:10.1f} ms {100 * seconds / total:5.1f} %  {bar}  {name}")
@@ -97,6 +100,8 @@ def _show(run: Run, found: "Waterfall", plot: Path | None) -> None:
         line(f"  {100 * reason.share:.0f} % {reason.part}: {PART_TEXTS[reason.part]}; {_remedy(reason)}")
     if found.best is not None:
         line(f"  of all single changes of the layout, {_trial(found.best, total)}")
+    for warning in (*run.warnings, *calibration_warnings(run.calibration, run.completed.setup)):
+        line(f"warning: {warning}", "yellow")
     if plot is not None:
         line(f"wrote {plot}")
 

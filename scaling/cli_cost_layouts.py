@@ -46,7 +46,7 @@ def layouts(
     answer = search_dict(found, run.completed.tokens, open_fields, run.calibration)
     if as_json:
         choices = [vars(choice).copy() for choice in _choices(run)]
-        print_json({**answer, "choices": choices, "warnings": list(run.warnings)})
+        print_json({**answer, "choices": choices, "warnings": _warnings(run)})
     else:
         _show(answer, found, run)
 
@@ -56,6 +56,12 @@ def _choices(run: "Run") -> list["Choice"]:
     from analysis.cost.layout_space import LAYOUT_FIELDS
 
     return [choice for choice in run.choices if choice.field not in LAYOUT_FIELDS]
+
+
+def _warnings(run: "Run") -> list[str]:
+    from analysis.cost.calibration import calibration_warnings
+
+    return [*run.warnings, *calibration_warnings(run.calibration, run.completed.setup)]
 
 
 def _show(answer: dict[str, Any], found: "LayoutSearch", run: "Run") -> None:
@@ -83,7 +89,7 @@ def _show(answer: dict[str, Any], found: "LayoutSearch", run: "Run") -> None:
     line(counts_line(found))
     for choice in _choices(run):
         line(f"chosen for you: {choice}: {choice.why}")
-    for warning in run.warnings:
+    for warning in _warnings(run):
         line(f"warning: {warning}", "yellow")
 
 

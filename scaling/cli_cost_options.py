@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _COUNT = re.compile(r"(?P<number>[0-9.]+(?:e[+-]?[0-9]+)?)\s*(?P<unit>[kmbt]?)", re.IGNORECASE)
 _COUNTED_GPUS = re.compile(r"(?P<number>[0-9]+)\s*[x*]\s*(?P<gpu>.+)", re.IGNORECASE)
+#: Commas between thousands: 7,000,000,000 or 1,500.5B.
+_GROUPED = re.compile(r"\d{1,3}(,\d{3})+(\.\d+)?\s*[a-z]?", re.IGNORECASE)
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 #: --model and --params may differ by so much, since names are rounded.
 _SAME_MODEL = 0.05
@@ -151,7 +153,13 @@ _SETUP_FIELDS = tuple(
 
 def parse_count(option: str, text: str) -> float:
     """15e12, 15T, 300B, 7b or 2_000 as a number. Raises UserError for what is none, or not above zero."""
-    match = _COUNT.fullmatch(text.strip().replace("_", "").replace(",", ""))
+    plain = text.strip().replace("_", "")
+    if "," in plain:
+        if not _GROUPED.fullmatch(plain):
+            remedy = f"did you mean {plain.replace(',', '.')}?" if plain.count(",") == 1 else "write 7,000,000 or 7.5B"
+            raise UserError(f"{option} {text}: a comma stands before groups of three digits only: {remedy}")
+        plain = plain.replace(",", "")
+    match = _COUNT.fullmatch(plain)
     try:
         value = float(match["number"]) * _UNITS[match["unit"].lower()] if match else math.nan
     except ValueError:

@@ -73,6 +73,11 @@ class Calibration:
         return replace(constants_of(self.stack), **self.changes)
 
     @property
+    def runs(self) -> str:
+        """Of what it was fitted to, in words."""
+        return f"{self.num_runs} run{'' if self.num_runs == 1 else 's'} of {self.source}"
+
+    @property
     def warning(self) -> str | None:
         """One line when the fit is bad or a constant unlikely, else None."""
         said = []
@@ -88,8 +93,8 @@ class Calibration:
             shipped = constants_of(self.stack)
             names = ", ".join(f"{name} = {self.changes[name]:.3g}, not {getattr(shipped, name):.3g}" for name in far)
             said.append(
-                f"unlikely constants, more than {_FAR:g} prior standard deviations from the shipped ones: {names}; look "
-                "for a wrong unit, batch, layout or stack in the table"
+                f"unlikely constants, more than {_FAR:g} prior standard deviations from the shipped ones: {names}; "
+                "look for a wrong unit, batch, layout or stack in the table"
             )
         return "; ".join(said) or None
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from analysis.cost.calibration import applies, calibration_warnings
 from analysis.cost.defaults import Choice
 from analysis.cost.estimate import Estimate
 from analysis.cost.interval import Interval
@@ -87,17 +88,18 @@ def _sources(found: Estimate) -> dict[str, str]:
     """Where each number comes from, in one line each."""
     device, calibration, price = found.setup.device, found.assumptions.calibration, found.assumptions.price
     stack = f"operator by operator (analysis/cost/step.py), constants of the stack {found.setup.stack}"
-    if calibration is not None and calibration.stack == found.setup.stack:
-        stack += f" refitted to {calibration.num_runs} runs of {calibration.source}"
+    refitted = f"refitted to {calibration.runs}" if applies(calibration, found.setup) else ""
+    stack += f" {refitted}" if refitted else ""
+    constants = f" (constants {refitted})" if refitted else ""
     if device.is_cpu_core:
         stack = "launch floor and matrix products of a core (analysis/cost/cpu_step.py)"
     hours = (
         "published runs, by N, D, GPU (analysis/cost/run_utilisation.py), since nothing was said of the layout"
         if found.from_published_runs
-        else f"step time / goodput of {found.goodput.value:.2f} (analysis/cost/goodput.py)"
+        else f"step time{constants} / goodput of {found.goodput.value:.2f} (analysis/cost/goodput.py)"
     )
     if found.assumptions.goodput is not None:
-        hours = f"step time / your goodput of {found.goodput.value:g}"
+        hours = f"step time{constants} / your goodput of {found.goodput.value:g}"
     sources = {
         "device": f"{device.name}: {device.source} ({device.date})",
         "step_time_s": stack,
@@ -128,11 +130,7 @@ def _warnings(found: Estimate) -> list[str]:
             f"{high}), goodput included: give a layout, or --goodput, to have that used"
         )
         warnings += found.unlike_published
-    calibration = found.assumptions.calibration
-    if calibration is not None and calibration.stack != setup.stack:
-        warnings.append(f"the calibration is of the stack {calibration.stack}: not used for {setup.stack}")
-    if calibration is not None and calibration.warning:
-        warnings.append(calibration.warning)
+    warnings += calibration_warnings(found.assumptions.calibration, setup)
     if setup.num_gpus > 4096:
         warnings.append(f"{setup.num_gpus} GPUs: above 4096 published step times are up to 15 % longer than predicted")
     nodes = setup.device.scale_up_size

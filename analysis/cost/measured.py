@@ -7,12 +7,11 @@ utilisation and memory of a row are read by `measurements` alone, which the pred
 import csv
 import re
 from dataclasses import dataclass, replace
-from math import gcd
+from itertools import zip_longest
 from pathlib import Path
 
-from analysis.cost.architecture import Architecture
 from analysis.cost.devices import Device, find_device
-from analysis.cost.feasibility import precisions_of
+from analysis.cost.feasibility import check_setup, precisions_of
 from analysis.cost.measured_cells import (
     NotExpressible,
     Row,
@@ -26,6 +25,7 @@ from analysis.cost.measured_cells import (
     whole,
 )
 from analysis.cost.measured_gaps import complete
+from analysis.cost.measured_layout import expert_sizes, layout_of, open_size
 from analysis.cost.measured_model import model_of
 from analysis.cost.measured_network import parse_network
 from analysis.cost.setup import Precision, Setup, Sharding, Stack
@@ -61,10 +61,13 @@ _OPTIONS = {
     "recompute_granularity": "recompute",
     "stack": "framework",
 }
+#: Columns whose names are not of lower case.
+_CAPITALS = {name.lower(): name for name in ("params_total_B", "params_active_B", "tokens_T", "peak_mem_GiB")}
 #: Columns without which a table says nothing.
 _NEEDED = ("model", "gpu", "n_gpus")
 #: Sequences of a step, above which a batch is written in tokens.
 _MOST_SEQUENCES = 10**5
+_NO_LENGTH, _NO_BATCH = "seq_len is not given", "neither global_batch nor micro_batch with dp is given"
 #: How many GPUs there were, beside the name of one: "8x H100".
 _HOW_MANY = re.compile(r"^\s*\d+\s*x\s*(?=[a-z])|\bx\s*\d+\s*$", re.IGNORECASE)
 
@@ -74,6 +77,8 @@ class Measured:
     """What a row says was measured; None where it does not."""
 
     step_seconds: float | None
+    #: Why a speed that the row gives makes no step time; empty otherwise.
+    no_step: str
     peak_gib: float | None
     #: Which of memory.MemoryEstimate's sizes that is.
     memory_metric: str
@@ -88,29 +93,16 @@ class Described:
     assumptions: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """How a row divides the model over its GPUs; sequences of a batch as far as it says."""
-
-    num_gpus: int
-    tensor: int
-    pipeline: int
-    context: int
-    data: int
-    batch: int | None
-
-
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a table of measured runs, by the short names of its columns.
+    """The rows of a table of measured runs, by the short names of its columns, each with an `id`: its own or its line.
 
-    Raises UserError when it cannot be read or lacks the columns.
+    Raises UserError when it cannot be read, lacks columns, or has two of one meaning that differ.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = [
-                {_OPTIONS.get(name.strip(), name.strip()): (value or "").strip() for name, value in row.items() if name}
-                for row in csv.DictReader(file)
-            ]
+            reader = csv.reader(file)
+            header = next(reader, [])
+            rows = [_row(header, cells, path, reader.line_num) for cells in reader if any(cells)]
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file: give a table of measured runs") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -123,18 +115,54 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return rows
 
 
+def _row(header: list[str], cells: list[str], path: Path, line: int) -> dict[str, str]:
+    """A line by the short names of its columns."""
+    if any(cell.strip() for cell in cells[len(header) :]):
+        raise UserError(
+            f"{path}, line {line}: has {len(cells)} cells for {len(header)} columns: quote a cell that holds a comma"
+        )
+    row: dict[str, str] = {}
+    names: dict[str, str] = {}
+    for name, cell in zip_longest(header, cells[: len(header)], fillvalue=""):
+        short, value = _short_name(name), cell.strip()
+        if row.get(short) and value and value != row[short]:
+            raise UserError(
+                f"{path}, line {line}: {names[short]} = {row[short]} and {name.strip()} = {value} mean the same: "
+                "leave one of the columns out"
+            )
+        if short and not row.get(short):
+            row[short], names[short] = value, name.strip()
+    row["id"] = row.get("id") or f"line {line}"
+    return row
+
+
+def _short_name(column: str) -> str:
+    """`n_gpus` of num_gpus, num-gpus and "Num GPUs"."""
+    name = re.sub(r"[\s_-]+", "_", column.strip().lower()).strip("_")
+    return _CAPITALS.get(name, _OPTIONS.get(name, name))
+
+
 def measurements(row: Row) -> Measured:
-    """What was measured: seconds of a step (or from tokens/s of one GPU), peak memory and GPU-hours."""
-    step = number(row, "step_time_s")
+    """What was measured: seconds of a step (or from tokens/s of one GPU), peak memory and GPU-hours.
+
+    Raises NotExpressible for a cell that holds something else than a number above 0.
+    """
+    step, no_step = number(row, "step_time_s"), ""
     speed = number(row, "tokens_per_s_per_gpu") or number(row, "derived_tokens_per_s_per_gpu")
     if step is None and speed:
         try:
-            layout, length = _layout(row, []), whole(row, "seq_len")
-        except NotExpressible:
-            layout, length = None, None
-        if layout is not None and layout.batch and length:
-            step = layout.batch * length / (speed * layout.num_gpus)
-    return Measured(step, number(row, "peak_mem_GiB"), _memory_metric(row), number(row, "gpu_hours"))
+            step = _tokens_of_a_gpu(row) / speed
+        except NotExpressible as reason:
+            no_step = str(reason)
+    return Measured(step, no_step, number(row, "peak_mem_GiB"), _memory_metric(row), number(row, "gpu_hours"))
+
+
+def _tokens_of_a_gpu(row: Row) -> float:
+    """Tokens of a step over GPUs."""
+    layout, length = layout_of(row, []), whole(row, "seq_len")
+    if length is None or layout.batch is None:
+        raise NotExpressible(_NO_LENGTH if length is None else _NO_BATCH)
+    return layout.batch * length / layout.num_gpus
 
 
 def _memory_metric(row: Row) -> str:
@@ -152,29 +180,25 @@ def _memory_metric(row: Row) -> str:
 
 
 def describe(row: Row) -> Described:
-    """The setup of a row. Raises NotExpressible, which says what is missing or beyond the model."""
+    """The setup of a row. Raises NotExpressible, which says what is missing, impossible or beyond the model."""
     assumed: list[str] = []
     device = device_of(row, assumed)
     model = model_of(row, assumed)
     length = whole(row, "seq_len")
     if length is None:
-        raise NotExpressible("seq_len is not given")
-    layout = _layout(row, assumed)
-    if layout.pipeline > model.num_layers:
-        raise NotExpressible(f"pp = {layout.pipeline} is more than the model's {model.num_layers} layers")
-    micro_batch = _open_size(row, "micro_batch", assumed)
+        raise NotExpressible(_NO_LENGTH)
+    layout = layout_of(row, assumed)
+    micro_batch = open_size(row, "micro_batch", assumed)
     if layout.batch is None:
-        raise NotExpressible("neither global_batch nor micro_batch with dp is given")
+        raise NotExpressible(_NO_BATCH)
     if layout.batch > _MOST_SEQUENCES:
         raise NotExpressible(f"global_batch = {layout.batch}: more sequences than a step has: are these tokens?")
-    if layout.batch < layout.data * (micro_batch or 1):
-        raise NotExpressible(
-            f"global_batch = {layout.batch} is less than dp x micro_batch = {layout.data} x {micro_batch or 1}"
-        )
-    chunks = _chunks(row, model, layout, assumed)
-    experts = _expert_sizes(row, model, layout, assumed)
+    chunks = open_size(row, "vpp", assumed)
+    experts = expert_sizes(row, model, layout, assumed)
     order = schedule(row)
     if order not in (None, "interleaved1f1b"):
+        if order in ("gpipe", "1f1b") and (chunks or 1) > 1:
+            assumed.append(f"vpp = {chunks} is ignored: pipeline_schedule = {order} has no virtual stages")
         chunks = 1
     kind, stack = _precision(row, device, assumed), _stack(row, assumed)
     again, apart, flash = recompute(row), flag(row, "seq_parallel"), flag(row, "flash_attention")
@@ -210,59 +234,11 @@ def describe(row: Row) -> Described:
     if again is None:
         open_fields.add("recompute_granularity")
     setup, choices = complete(setup, open_fields)
-    return Described(setup, (*assumed, *choices))
-
-
-def _layout(row: Row, assumed: list[str]) -> _Layout:
-    """Ranks of each kind. One of n_gpus, tp, pp and dp may be missing where the others give it."""
-    gpus, stated = whole(row, "n_gpus"), whole(row, "dp")
-    tensor, pipeline, context = (whole(row, name) for name in ("tp", "pp", "cp"))
-    if tensor is None and pipeline is None and stated is None and gpus != 1:
-        if not text_of(row, "zero_or_fsdp"):
-            raise NotExpressible("the layout (tp, pp, dp) is not given")
-        assumed.append("tp = pp = 1, since only a sharding is given")
-    replica = (tensor or 1) * (pipeline or 1) * (context or 1)
-    if gpus is None:
-        if stated is None:
-            raise NotExpressible("n_gpus is not given")
-        gpus = replica * stated
-        assumed.append(f"n_gpus = {gpus}, the product of tp, pp, cp and dp")
-    if gpus % replica:
-        raise NotExpressible(
-            f"tp x pp x cp = {tensor or 1} x {pipeline or 1} x {context or 1} does not divide n_gpus = {gpus}"
-        )
-    data = gpus // replica
-    if stated is not None and stated != data:
-        if tensor is None or pipeline is None:
-            raise NotExpressible(f"dp = {stated} leaves {data / stated:g} GPUs of each rank to a tp or pp not given")
-        assumed.append(f"dp = {stated} does not make up n_gpus = {gpus} with tp, pp and cp: taken as {data}")
-    batch = whole(row, "global_batch")
-    if batch is None and (micro_batch := number(row, "micro_batch")):
-        batch = int(micro_batch * data)
-        assumed.append(f"global_batch = {batch}, one micro-batch of each data rank")
-    return _Layout(gpus, tensor or 1, pipeline or 1, context or 1, data, batch)
-
-
-def _open_size(row: Row, name: str, assumed: list[str]) -> int | None:
-    """A size that may be left open, as it is where the cell holds several."""
     try:
-        return whole(row, name)
-    except NotExpressible as reason:
-        assumed.append(f"{reason}: taken as not given")
-        return None
-
-
-def _chunks(row: Row, model: Architecture, layout: _Layout, assumed: list[str]) -> int | None:
-    """Virtual stages of a pipeline rank; embedding, loss and multi-token prediction may be stages of their own."""
-    chunks = _open_size(row, "vpp", assumed)
-    if chunks is None or layout.pipeline == 1:
-        return chunks
-    most = (model.num_layers + model.mtp_num_layers + 2) // layout.pipeline
-    if chunks > most:
-        raise NotExpressible(
-            f"vpp = {chunks}: {layout.pipeline} x {chunks} stages are more than the model's {model.num_layers} layers"
-        )
-    return chunks
+        check_setup(setup)
+    except UserError as error:
+        raise NotExpressible(str(error)) from None
+    return Described(setup, (*assumed, *choices))
 
 
 def device_of(row: Row, assumed: list[str]) -> Device:
@@ -299,29 +275,12 @@ def _stack(row: Row, assumed: list[str]) -> Stack:
     return stack
 
 
-def _expert_sizes(row: Row, model: Architecture, layout: _Layout, assumed: list[str]) -> tuple[int, int]:
-    """(expert, expert tensor) parallel ranks that the model and the layout allow: at most those stated.
-
-    Tensor ranks share an expert where nothing else is said and ranks enough are there, as in Megatron.
-    """
-    if not model.is_moe:
-        return 1, 1
-    ranks, stated = layout.data * layout.context * layout.tensor, whole(row, "ep") or 1
-    split = gcd(whole(row, "etp") or layout.tensor, layout.tensor)
-    if whole(row, "etp") is None and ranks % (stated * split):
-        split = 1
-    common = gcd(model.num_experts, ranks // split)
-    size = next(size for size in range(min(stated, common), 0, -1) if common % size == 0)
-    if size != stated:
-        assumed.append(f"ep = {stated} does not divide experts and ranks: taken as {size}")
-    return size, split
-
-
 def _sharding(row: Row, stack: Stack, assumed: list[str]) -> Sharding:
     found = sharding(row)
     if found is None:
         found = {"megatron": "zero1", "megatron_2021": "none"}.get(stack, "zero3")  # type: ignore[assignment]
-        assumed.append(f"sharding taken as {found}, as {stack} does")
+        unread = text_of(row, "zero_or_fsdp") and f"zero_or_fsdp = {row['zero_or_fsdp']} is not known: "
+        assumed.append(f"{unread}sharding taken as {found}, as {stack} does")
     return found
 
 

@@ -52,15 +52,15 @@ def text_of(row: Row, name: str) -> str:
 
 
 def number(row: Row, name: str) -> float | None:
-    """A positive number, such as 1024, 1,024 or 1.02e3; None when the cell is empty or none."""
+    """A positive number, such as 1024, 1,024 or 1.02e3; None when the cell is empty.
+
+    Raises NotExpressible for anything else.
+    """
     text = text_of(row, name)
-    if _THOUSANDS.fullmatch(text):
-        text = re.sub(r"[, \u00a0]", "", text)
-    try:
-        value = float(text or "nan")
-    except ValueError:
-        return None
-    return value if 0 < value < math.inf else None
+    value = _value(text)
+    if text and not 0 < value < math.inf:
+        raise NotExpressible(f"{name} = {row[name]}: is not a number above 0")
+    return value if text else None
 
 
 def whole(row: Row, name: str) -> int | None:
@@ -68,10 +68,18 @@ def whole(row: Row, name: str) -> int | None:
     text = text_of(row, name)
     if not text or name in _AXES and text in ("0", "0.0"):
         return None
-    value = number(row, name)
-    if value is None or value != int(value) or value > _LARGEST:
+    value = _value(text)
+    if not 1 <= value <= _LARGEST or value != int(value):
         raise NotExpressible(f"{name} = {row[name]}: is not a whole number from 1 to {_LARGEST:.0e}")
     return int(value)
+
+
+def _value(text: str) -> float:
+    """NaN for no number."""
+    try:
+        return float(re.sub(r"[, \u00a0]", "", text) if _THOUSANDS.fullmatch(text) else text)
+    except ValueError:
+        return math.nan
 
 
 def flag(row: Row, name: str) -> bool | None:
@@ -125,7 +133,7 @@ def schedule(row: Row) -> Schedule | None:
 def sharding(row: Row) -> Sharding | None:
     """None when the cell is empty or names no kind."""
     text = (row.get("zero_or_fsdp") or "").strip().lower()
-    stage = re.search(r"zero\W*(?:stage\W*)?([0-3])", text) or re.fullmatch(r"(?:stage\W*)?([0-3])(?:\.0)?", text)
+    stage = re.search(r"zero\W*(?:stage\W*)?([0-3])(?!\d)", text) or re.fullmatch(r"(?:stage\W*)?([0-3])(?:\.0)?", text)
     if stage:
         return ("none", "zero1", "zero2", "zero3")[int(stage[1])]  # type: ignore[return-value]
     for pattern, found in (

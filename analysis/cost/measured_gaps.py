@@ -7,6 +7,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from itertools import product
 
+from analysis.cost.feasibility import is_possible
 from analysis.cost.memory import memory
 from analysis.cost.setup import Setup
 from analysis.cost.step import step_time
@@ -21,7 +22,8 @@ def complete(setup: Setup, open_fields: Collection[str]) -> tuple[Setup, tuple[s
 
     open_fields: of micro_batch_size, virtual_pipeline_parallel_size and recompute_granularity. Micro-batch and
     interleaving are those with the shortest predicted step that fit; recomputation is of as few layers as fit. A setup
-    that states no recomputation and cannot fit without is taken to recompute everything, and says so.
+    that states no recomputation and cannot fit without is taken to recompute everything, and says so. A setup that is
+    impossible whatever is chosen comes back as it is.
     """
     best: tuple[float, Setup] | None = None
     trials = [
@@ -40,13 +42,16 @@ def complete(setup: Setup, open_fields: Collection[str]) -> tuple[Setup, tuple[s
         if trial.virtual_pipeline_parallel_size == 1 or trial.num_micro_batches % trial.pipeline_parallel_size == 0
     ]
     for trial in whole or trials:
+        if not is_possible(trial):
+            continue
         trial = least_recompute(trial) if "recompute_granularity" in open_fields else _possible(trial)
         if best is not None and "micro_batch_size" in open_fields and _share(trial) > 1.0:
             continue
         seconds = step_time(trial).total
         if best is None or seconds < best[0]:
             best = (seconds, trial)
-    assert best is not None  # both lists have an entry
+    if best is None:  # whatever is chosen: left for the caller's check to say why
+        return setup, ()
     return best[1], _words(setup, best[1], open_fields)
 
 

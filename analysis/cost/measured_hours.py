@@ -1,6 +1,7 @@
 """GPU-hours of a whole measured run from what its row says was set, and by a constant utilisation."""
 
 import re
+from dataclasses import dataclass
 
 from analysis.cost.calibration import Calibration, step_interval
 from analysis.cost.counts import parameters
@@ -8,23 +9,34 @@ from analysis.cost.goodput import goodput
 from analysis.cost.interval import Interval, product, quotient
 from analysis.cost.measured import describe, device_of
 from analysis.cost.measured_cells import NotExpressible, Row, number
-from analysis.cost.models import find_model
+from analysis.cost.measured_model import named_model
 from analysis.cost.run_utilisation import RunFacts, run_gpu_hours
+from analysis.cost.setup import Setup
 from scaling.errors import UserError
 
 
-def predicted_hours(row: Row, calibration: Calibration | None = None) -> Interval:
+@dataclass(frozen=True)
+class PredictedHours:
+    """GPU-hours of a run; its setup, or None with the reason where published runs were asked instead of a step time."""
+
+    hours: Interval
+    setup: Setup | None
+    assumptions: tuple[str, ...]
+
+
+def predicted_hours(row: Row, calibration: Calibration | None = None) -> PredictedHours:
     """From the step time and the goodput where the row gives a layout, else from what published runs reach.
 
     Raises NotExpressible without parameters, tokens or a device of the table.
     """
     facts = _facts(row)
     try:
-        setup = describe(row).setup
-    except NotExpressible:
-        return run_gpu_hours(facts)
+        described = describe(row)
+    except NotExpressible as reason:
+        return PredictedHours(run_gpu_hours(facts), None, (f"GPU-hours are those of published runs, since {reason}",))
+    setup = described.setup
     busy = step_interval(setup, calibration).scaled(facts.tokens / setup.tokens_per_step * setup.num_gpus / 3600.0)
-    return product(busy, quotient(1.0, goodput(setup.num_gpus)))
+    return PredictedHours(product(busy, quotient(1.0, goodput(setup.num_gpus))), setup, described.assumptions)
 
 
 def baseline_hours(row: Row, utilisation: float) -> float:
@@ -41,9 +53,9 @@ def _facts(row: Row) -> RunFacts:
     total, active = number(row, "params_total_B"), number(row, "params_active_B")
     if total is None:
         try:
-            count = parameters(find_model(row["model"]))
-        except UserError:
-            raise NotExpressible(f"params_total_B is not given, and no preset is called {row['model']!r}") from None
+            count = parameters(named_model(row["model"]))
+        except UserError as error:
+            raise NotExpressible(f"params_total_B is not given, and {error}") from None
         total, active = count.total / 1e9, count.active / 1e9
     if active is None:
         active = _known_active(row["model"], total)
@@ -65,7 +77,7 @@ def _known_active(name: str, total: float) -> float | None:
     Models with experts are often said to have experts x parameters, though experts share all but their MLPs.
     """
     try:
-        count = parameters(find_model(name))
+        count = parameters(named_model(name))
     except UserError:
         return None
     most = 1.5 if count.active < count.total else 1.1

@@ -1,10 +1,16 @@
-"""The model of a row of a table of measured runs: from its columns, and where these say nothing from its name."""
+"""The model of a row of a table of measured runs: from its columns, and where these say nothing from its name.
 
+The name may also be the path of a config.json, relative to the working directory, which then says everything.
+"""
+
+import os
 import re
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 from analysis.cost.architecture import Architecture
+from analysis.cost.config_json import read_config_json
 from analysis.cost.counts import parameters
 from analysis.cost.measured_cells import NotExpressible, Row, flag, number, whole
 from analysis.cost.models import find_model
@@ -18,12 +24,18 @@ _MOST_LAYERS = 1000
 _EXPERTS = re.compile(r"\bmoe\b|moe$|\d+x\d+(\.\d+)?b|-a\d+(\.\d+)?b", re.IGNORECASE)
 #: A model with so many times the parameters of its columns has more than one MLP a layer.
 _EXPERTS_FACTOR = 2.0
+#: Columns by the field of the architecture.
+_CONFIG_FIELDS = {
+    "layers": "num_layers", "hidden": "hidden_size", "heads": "num_attention_heads", "kv_heads": "num_query_groups",
+    "ffn": "ffn_hidden_size", "vocab": "vocab_size",
+}  # fmt: skip
 #: Parameters that a row states and those of its columns may differ by so much: names are rounded.
 _SAME = 0.02
 
 
 def model_of(row: Row, assumed: list[str]) -> Architecture:
-    """The columns of a dense model, completed by a known model of that name and width; experts by name alone.
+    """That of a config.json; or that of the columns, completed by a known model of that name and width; with experts
+    by name alone.
 
     Appends what was taken where the row says nothing. Raises NotExpressible when it is not enough.
     """
@@ -32,6 +44,8 @@ def model_of(row: Row, assumed: list[str]) -> Architecture:
     layers, hidden, heads = (whole(row, name) for name in ("layers", "hidden", "heads"))
     if layers is not None and layers > _MOST_LAYERS:
         raise NotExpressible(f"layers = {layers}: more than the {_MOST_LAYERS} that any model has")
+    if is_config(row["model"]):
+        return _of_config(row, assumed)
     known, refusal = _known(row["model"], layers)
     total, active = number(row, "params_total_B"), number(row, "params_active_B")
     experts = (whole(row, "ep") or 1) > 1 or bool(total and active and active < 0.95 * total)
@@ -50,6 +64,30 @@ def model_of(row: Row, assumed: list[str]) -> Architecture:
     counted = parameters(found).total / 1e9
     if total and total > _EXPERTS_FACTOR * counted:
         raise NotExpressible(f"params_total_B = {total:g}: the columns make {counted:.3g}; experts are not given")
+    return found
+
+
+def is_config(name: str) -> bool:
+    """Whether a name is the path of a config.json, or of the directory that holds one."""
+    return name.endswith(".json") or bool(name) and os.path.isfile(os.path.join(name, "config.json"))
+
+
+def named_model(name: str) -> Architecture:
+    """The model of a config.json or of that name. Raises UserError where there is none."""
+    return read_config_json(Path(name))[0] if is_config(name) else find_model(name)
+
+
+def _of_config(row: Row, assumed: list[str]) -> Architecture:
+    """The model of a config.json, which columns may repeat, not change."""
+    try:
+        found, remarks = read_config_json(Path(row["model"]))
+    except UserError as error:
+        raise NotExpressible(f"model = {error}") from None
+    for name, field in _CONFIG_FIELDS.items():
+        stated, read = whole(row, name), getattr(found, field)
+        if stated not in (None, read):
+            raise NotExpressible(f"{name} = {stated}: {row['model']} has {read}: leave one of them out")
+    assumed += remarks
     return found
 
 

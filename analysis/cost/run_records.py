@@ -6,7 +6,7 @@ from analysis.cost.architecture import architecture_of
 from analysis.cost.devices import Device, find_device
 from analysis.cost.measured import describe, measurements, read_rows
 from analysis.cost.measured_bounds import implausible
-from analysis.cost.measured_cells import NotExpressible
+from analysis.cost.measured_cells import NotExpressible, Row
 from analysis.cost.setup import Setup
 from scaling.config import RunConfig
 from scaling.errors import UserError
@@ -29,21 +29,27 @@ def _of_table(path: Path, group: str | None) -> tuple[Runs, list[dict[str, str]]
     if group is not None and not rows:
         raise UserError(f"--group {group}: {path} has no rows of it")
     runs, refused = [], []
-    for index, row in enumerate(rows, start=2):
+    for row in rows:
         try:
-            seconds = measurements(row).step_seconds
-            if seconds is None:
-                continue
-            setup = describe(row).setup
+            run = _timed(row)
         except NotExpressible as error:
-            problem = str(error)
+            refused.append({"id": row["id"], "reason": str(error)})
         else:
-            problem = implausible(setup, seconds)
-        if problem is None:
-            runs.append((setup, seconds))
-        else:
-            refused.append({"id": row.get("id") or f"line {index}", "reason": problem})
+            runs += [] if run is None else [run]
     return runs, refused
+
+
+def _timed(row: Row) -> tuple[Setup, float] | None:
+    """The setup of a row and its step time; None where none was measured. Raises NotExpressible, which says why not."""
+    measured = measurements(row)
+    if measured.no_step:
+        raise NotExpressible(measured.no_step)
+    if measured.step_seconds is None:
+        return None
+    setup = describe(row).setup
+    if problem := implausible(setup, measured.step_seconds):
+        raise NotExpressible(problem)
+    return setup, measured.step_seconds
 
 
 def _of_sweep(directory: Path) -> tuple[Runs, list[dict[str, str]]]:

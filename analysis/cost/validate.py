@@ -5,7 +5,7 @@ A prediction is made from what a row says was set (measured.describe); what it s
 
 import math
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +13,11 @@ from typing import Any
 from analysis.cost.calibration import Calibration, step_interval
 from analysis.cost.interval import Interval
 from analysis.cost.measured import Measured, describe, measurements
-from analysis.cost.measured_bounds import seconds_at_peak
+from analysis.cost.measured_bounds import seconds_at_peak, too_fast
 from analysis.cost.measured_cells import NotExpressible, Row
 from analysis.cost.measured_hours import baseline_hours, predicted_hours
 from analysis.cost.memory import memory
-from analysis.cost.setup import Setup
+from analysis.cost.setup import Setup, Stack
 
 #: The rule to beat: every run reaches this share of its precision's dense peak in model FLOPs (causal attention).
 BASELINE_UTILISATION = 0.40
@@ -33,6 +33,8 @@ class Comparison:
     predicted: Interval
     measured: float
     baseline: float | None
+    #: Of a step time or hours made of it, the stack; None where no step time is behind it.
+    stack: Stack | None = None
 
     @property
     def error(self) -> float:
@@ -47,7 +49,7 @@ class Comparison:
 
 def validate(rows: Iterable[Row], calibration: Calibration | None = None) -> dict[str, Any]:
     """{"groups": {name: {quantity: scores}}, "overall": {quantity: scores}, "not_expressible": [{"id", "reason"}],
-    "assumed": [{"id", "assumptions"}]}.
+    "assumed": [{"id", "assumptions"}], "warnings": [one line each]}.
 
     quantities: step_time, memory (peak of one GPU), gpu_hours. Scores, in percent: mape (mean absolute error),
     median_error (of the absolute errors), bias (mean error), baseline_mape; coverage of the 90 % interval, a fraction;
@@ -62,36 +64,60 @@ def validate(rows: Iterable[Row], calibration: Calibration | None = None) -> dic
         "overall": _scores(comparisons),
         "not_expressible": refused,
         "assumed": assumed,
+        "warnings": _warnings(comparisons, calibration),
     }
+
+
+def _warnings(comparisons: Sequence[Comparison], calibration: Calibration | None) -> list[str]:
+    """What to know of the calibration: that it is bad, and where it was not used."""
+    if calibration is None:
+        return []
+    said = [calibration.warning] if calibration.warning else []
+    others = Counter(one.stack for one in comparisons if one.stack not in (None, calibration.stack))
+    said += [
+        f"the calibration is of the stack {calibration.stack}: not used for {count} prediction(s) of {stack}"
+        for stack, count in sorted(others.items())
+    ]
+    return said
 
 
 def compare(
     rows: Iterable[Row], calibration: Calibration | None = None
 ) -> tuple[list[Comparison], list[dict[str, str]], list[dict[str, Any]]]:
-    """Every prediction beside its measurement, the rows that cannot be expressed, and what others leave open."""
+    """Every prediction beside its measurement, the rows that cannot be expressed, and what others leave open.
+
+    A row without an `id` goes by the line that it would have in a table.
+    """
     found: list[Comparison] = []
     refused, assumed = [], []
-    for index, row in enumerate(rows, start=2):  # as an editor numbers the lines
+    for index, row in enumerate(rows, start=2):
         name, group = row.get("id") or f"line {index}", row.get("group") or "all"
-        measured = measurements(row)
+        said: list[str] = []
+        try:
+            measured = measurements(row)
+        except NotExpressible as error:
+            refused.append({"id": name, "reason": str(error)})
+            continue
         if measured.step_seconds or measured.peak_gib:
             try:
                 described = describe(row)
+                found += _step_and_memory(name, group, described.setup, measured, calibration)
+                said += described.assumptions
             except NotExpressible as error:
                 refused.append({"id": name, "reason": str(error)})
-            else:
-                found += _step_and_memory(name, group, described.setup, measured, calibration)
-                if described.assumptions:
-                    assumed.append({"id": name, "assumptions": list(described.assumptions)})
         if measured.gpu_hours:
             try:
                 hours, rule = predicted_hours(row, calibration), baseline_hours(row, BASELINE_UTILISATION)
+                stack = hours.setup and hours.setup.stack
+                found.append(Comparison(name, group, "gpu_hours", hours.hours, measured.gpu_hours, rule, stack))
+                said += [text for text in hours.assumptions if text not in said]
             except NotExpressible as error:
                 refused.append({"id": name, "reason": f"GPU-hours: {error}"})
-            else:
-                found.append(Comparison(name, group, "gpu_hours", hours, measured.gpu_hours, rule))
         elif not (measured.step_seconds or measured.peak_gib):
-            refused.append({"id": name, "reason": "neither step time nor memory nor GPU-hours were measured"})
+            nothing = "neither step time nor memory nor GPU-hours were measured"
+            refused.append({"id": name, "reason": measured.no_step or nothing})
+        if said:
+            assumed.append({"id": name, "assumptions": said})
     return found, refused, assumed
 
 
@@ -102,11 +128,14 @@ def _step_and_memory(
     measured: Measured,
     calibration: Calibration | None,
 ) -> list[Comparison]:
+    """Raises NotExpressible for a step time that no run can have had."""
     found = []
     seconds, gib = measured.step_seconds, measured.peak_gib
     if seconds:
+        if problem := too_fast(setup, seconds):
+            raise NotExpressible(problem)
         predicted = step_interval(setup, calibration)
-        found.append(Comparison(name, group, "step_time", predicted, seconds, baseline_seconds(setup)))
+        found.append(Comparison(name, group, "step_time", predicted, seconds, baseline_seconds(setup), setup.stack))
     if gib:
         found.append(Comparison(name, group, "memory", _memory_gib(setup, measured), gib, None))
     return found

@@ -89,7 +89,7 @@ def test_intervals_multiply_through_and_what_one_knows_narrows_them(run):
 
 
 def test_a_calibration_decides_stack_time_and_interval(run, tmp_path):
-    fitted = {"stack": "fsdp_eager", "changes": {"matmul_efficiency": 0.5}, "spread": 0.02, "num_runs": 9}
+    fitted = {"stack": "fsdp_eager", "changes": {"matmul_efficiency": 0.6}, "spread": 0.02, "num_runs": 9}
     fitted |= {"expert_spread": 0.2, "before": 0.3, "after": 0.02, "left_out": 0.03, "source": "mine.csv"}
     (tmp_path / "calibration.json").write_text(json.dumps(fitted))
     arguments = ("--params", "7B", "--tokens", "1T", "--gpu", "H100", "--num-gpus", 64)
@@ -101,6 +101,14 @@ def test_a_calibration_decides_stack_time_and_interval(run, tmp_path):
     assert "9 runs of mine.csv" in found["sources"]["step_time_s"]
     other = answered(run, *arguments, "--calibration", "calibration.json", "--stack", "megatron")
     assert any("not used for megatron" in warning for warning in other["warnings"])
+    for verb in ("explain", "layouts"):
+        silent = answered(run, *arguments, "--calibration", "calibration.json", verb=verb)
+        unused = (*arguments, "--calibration", "calibration.json", "--stack", "megatron")
+        assert silent["warnings"] == [] and answered(run, *unused, verb=verb)["warnings"] == other["warnings"][:1]
+        assert "warning: the calibration is of the stack fsdp_eager: not used for megatron" in run(verb, *unused)[1]
+    told = " ".join(run("estimate", *arguments, "--calibration", "calibration.json")[1].split())
+    assert "step time (constants refitted to 9 runs of mine.csv)" in told
+    assert "refitted to 9 runs" in run("explain", *arguments, "--calibration", "calibration.json")[1]
     explained = answered(run, *arguments, "--calibration", "calibration.json", verb="explain")
     assert explained["step_time_s"]["total"] == pytest.approx(found["step_time_s"]["value"])
 
@@ -120,6 +128,17 @@ def test_size_tokens_and_gpu_are_enough(run):
 @pytest.mark.parametrize("size", ["7e9", "7B", "7b", "7_000_000_000", "7000M"])
 def test_sizes_as_people_write_them(run, size):
     assert answered(run, "--params", size, "--tokens", "0.3T", "--gpu", "A100")["tokens"] == 3e11
+
+
+@pytest.mark.parametrize(("size", "meant"), [("7,5B", "7.5B"), ("1,50B", "1.50B"), ("7,0000B", "7.0000B")])
+def test_a_comma_for_a_point_is_refused(run, size, meant):
+    code, _, err = run("estimate", "--params", size, "--gpu", "H100")
+    assert code == 2 and f"--params {size}" in err and f"did you mean {meant}?" in err
+
+
+def test_commas_between_thousands_are_read(run):
+    arguments = ("--params", "7,000,000,000", "--tokens", "1,500.5B", "--gpu", "A100")
+    assert answered(run, *arguments)["tokens"] == 1500.5e9
 
 
 def test_a_config_json(run, tmp_path):

@@ -33,7 +33,7 @@ def test_validate_prints_the_contract(run, tmp_path):
     path = write(tmp_path / "runs.csv", [ROW, ROW | {"id": "b", "gpu": "TPU-v4"}])
     code, out, _ = run("cost", "validate", path, "--json")
     found = json.loads(out)
-    assert code == 0 and set(found) == {"groups", "overall", "not_expressible", "assumed"}
+    assert code == 0 and set(found) == {"groups", "overall", "not_expressible", "assumed", "warnings"}
     assert found["assumed"][0]["id"] == "a" and "sharding taken as zero1" in found["assumed"][0]["assumptions"][0]
     assert set(found["groups"]["mine"]) == {"step_time", "memory", "gpu_hours"}
     assert set(found["overall"]["step_time"]) == SCORES and found["overall"]["memory"] is None
@@ -41,6 +41,36 @@ def test_validate_prints_the_contract(run, tmp_path):
     code, out, _ = run("cost", "validate", path)
     assert code == 0 and "step time" in out and "cannot be expressed" in out
     assert "1 row(s) leave something open" in out and "sharding taken as zero1" in out
+
+
+def test_one_group_is_shown_once(run, tmp_path):
+    _, one, _ = run("cost", "validate", write(tmp_path / "runs.csv", [ROW | {"group": "all"}]))
+    _, two, _ = run("cost", "validate", write(tmp_path / "runs.csv", [ROW, ROW | {"group": "theirs"}]))
+
+    def count(text):
+        return sum("all" in line.split("│")[1:2][0].split() for line in text.splitlines() if "│" in line)
+
+    assert (count(one), count(two)) == (1, 1)
+
+
+def test_a_calibration_that_is_not_used_is_said(run, tmp_path):
+    path, constants = tmp_path / "runs.csv", tmp_path / "mine.json"
+    run("cost", "calibrate", write(path, [ROW | {"step_time_s": "20"}]), "--out", constants)
+    write(path, [ROW | {"framework": "FSDP"}])
+    code, out, _ = run("cost", "validate", path, "--calibration", constants)
+    assert code == 0 and "warning: the calibration is of the stack megatron: not used for 1 prediction(s)" in out
+
+
+def test_calibrate_names_rows_that_cannot_be_read(run, tmp_path):
+    speed = ROW | {"tokens_per_s_per_gpu": ""}
+    rows = [speed | {"step_time_s": "20"}, speed | {"id": "b", "step_time_s": "4.1s"}]
+    rows.append(speed | {"id": "c", "step_time_s": "", "tokens_per_s_per_gpu": "1000", "seq_len": ""})
+    path = write(tmp_path / "runs.csv", rows)
+    _, out, _ = run("cost", "calibrate", path, "--out", tmp_path / "mine.json", "--json")
+    assert [(each["id"], each["reason"]) for each in json.loads(out)["not_expressible"]] == [
+        ("b", "step_time_s = 4.1s: is not a number above 0"),
+        ("c", "seq_len is not given"),
+    ]
 
 
 def test_without_a_table_the_published_runs_are_compared(run):

@@ -19,6 +19,7 @@ def test_a_full_row_is_read_as_written_and_nothing_is_assumed():
     assert found.assumptions == ()
 
 
+EXPERTS = {"model": "Mixtral 8x7B", "layers": "", "hidden": "", "heads": "", "tp": "1", "pp": "1", "dp": "64"}
 OPEN_CELLS = dict.fromkeys(("micro_batch", "vpp", "recompute", "precision", "gated"), "")
 
 
@@ -103,9 +104,15 @@ def test_no_recomputation_that_cannot_fit_is_taken_as_full():
         ({"tp": "two"}, "tp = two"),
         ({"seq_len": "4k"}, "seq_len = 4k"),
         ({"precision": "fp8"}, "no products in fp8"),
-        ({"vpp": "12"}, "vpp = 12"),
+        ({"vpp": "12"}, "virtual_pipeline_parallel_size = 12"),
+        ({"vpp": "4", "pp": "1", "dp": "32"}, "virtual_pipeline_parallel_size = 4: needs pipeline"),
+        ({"tp": "64", "pp": "1", "dp": "1"}, "tensor_parallel_size = 64: does not divide the 32 attention heads"),
+        ({"tp": "1", "pp": "1", "dp": "1", "cp": "64", "seq_len": "100"}, "seq_length = 100: must be a multiple"),
+        ({"tp": "1", "pp": "1", "dp": "64", "micro_batch": "3"}, "global_batch_size = 512: must be a multiple"),
+        ({"tp": "1", "pp": "1", "dp": "64", "micro_batch": "", "global_batch": "500"}, "global_batch_size = 500"),
+        ({**EXPERTS, "tp": "4", "dp": "16", "ep": "2", "etp": "3"}, "expert_tensor_parallel_size = 3: must divide"),
         ({"global_batch": "2097152"}, "are these tokens"),
-        ({"global_batch": "4"}, "less than dp x micro_batch"),
+        ({"global_batch": "4"}, "global_batch_size = 4: must be"),
         ({"tp": "", "pp": ""}, "dp = 8 leaves 8 GPUs"),
     ],
 )
@@ -122,10 +129,38 @@ def test_models_with_experts_come_from_the_presets_also_when_cut():
 
 
 def test_expert_ranks_are_the_most_that_divide_experts_and_ranks():
-    experts = {"model": "Mixtral 8x7B", "layers": "", "hidden": "", "heads": "", "tp": "1", "pp": "1", "dp": "64"}
-    assert describe(row(**experts, ep="8")).setup.expert_parallel_size == 8
-    found = describe(row(**experts, ep="6"))
+    assert describe(row(**EXPERTS, ep="8")).setup.expert_parallel_size == 8
+    found = describe(row(**EXPERTS, ep="6"))
     assert found.setup.expert_parallel_size == 4 and any("ep = 6" in words for words in found.assumptions)
+
+
+def test_what_a_row_says_and_the_model_does_not_use_is_said():
+    dense = describe(row(ep="8"))
+    assert dense.setup.expert_parallel_size == 1
+    assert any("ep = 8, etp = 1 are ignored: llama2-7b has no experts" in words for words in dense.assumptions)
+    plain = describe(row(vpp="2", pipeline_schedule="1f1b"))
+    assert any("vpp = 2 is ignored" in words for words in plain.assumptions)
+    odd = describe(row(zero_or_fsdp="zero9"))
+    assert any("zero_or_fsdp = zero9 is not known: sharding taken as zero1" in words for words in odd.assumptions)
+
+
+def test_what_is_open_is_chosen_among_what_can_be_run():
+    # with 800 micro-batches a rank one stage each would be the fastest, but is not what interleaved1f1b means
+    found = describe(row(vpp="", pipeline_schedule="interleaved1f1b", global_batch="6400")).setup
+    assert found.virtual_pipeline_parallel_size > 1
+
+
+@pytest.mark.parametrize("name", ["step_time_s", "peak_mem_GiB", "gpu_hours"])
+def test_a_measurement_that_cannot_be_read_is_named(name):
+    with pytest.raises(NotExpressible, match=f"{name} = 4.1s"):
+        measurements(row(**{name: "4.1s"}))
+
+
+def test_a_speed_that_makes_no_step_time_says_why():
+    speed = {"step_time_s": "", "tokens_per_s_per_gpu": "1000"}
+    for changes, why in (({"seq_len": ""}, "seq_len is not given"), ({"tp": "3"}, "does not divide")):
+        found = measurements(row(**speed, **changes))
+        assert found.step_seconds is None and why in found.no_step
 
 
 def test_step_time_comes_from_tokens_per_second_where_it_is_not_given():
@@ -185,6 +220,47 @@ def test_columns_may_have_the_names_of_options(tmp_path):
     other.write_text(path.read_text().replace(path.read_text().splitlines()[0], names))
     short, long = (describe(read_rows(table)[0]).setup for table in (path, other))
     assert short == long and long.tensor_parallel_size == 2 and long.sharding == "zero3"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "Model,GPU,num-gpus,Seq Length,Global-Batch-Size,TP,ZERO_or_FSDP,Tokens_T,peak_mem_gib",
+        "MODEL,gpu,N_GPUS,seq_len,global_batch,tensor-parallel-size,--sharding,TOKENS_T,Peak-Mem-GiB",
+    ],
+)
+def test_columns_may_be_written_with_hyphens_and_in_any_case(tmp_path, names):
+    path = tmp_path / "runs.csv"
+    path.write_text(f"{names}\nllama3-8b,H100,64,4096,512,2,zero3,15,40\n")
+    (found,) = read_rows(path)
+    assert describe(found).setup.tensor_parallel_size == 2 and describe(found).setup.sharding == "zero3"
+    assert found["tokens_T"] == "15" and measurements(found).peak_gib == 40
+
+
+def test_two_columns_of_one_meaning_may_not_differ(tmp_path):
+    path = tmp_path / "runs.csv"
+    head = "model,gpu,n_gpus,tp,tensor_parallel_size\nllama3-8b,H100,64,2,2\nllama3-8b,H100,64,,4\n"
+    path.write_text(head)
+    assert [found["tp"] for found in read_rows(path)] == ["2", "4"]
+    path.write_text(head + "llama3-8b,H100,64,2,4\n")
+    with pytest.raises(UserError, match="line 4: tp = 2 and tensor_parallel_size = 4 mean the same"):
+        read_rows(path)
+    path.write_text("model,gpu,n_gpus,tp,tp\nllama3-8b,H100,64,2,4\n")
+    with pytest.raises(UserError, match="tp = 2 and tp = 4"):
+        read_rows(path)
+
+
+def test_a_comma_that_shifts_the_columns_is_named(tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text("model,gpu,n_gpus\nllama3-8b,H100,1,024\n")
+    with pytest.raises(UserError, match="line 2: has 4 cells for 3 columns"):
+        read_rows(path)
+
+
+def test_rows_without_an_id_go_by_their_line(tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text("id,model,gpu,n_gpus\n,llama3-8b,H100,8\n\nmine,llama3-8b,H100,8\n,llama3-8b,H100,8\n")
+    assert [found["id"] for found in read_rows(path)] == ["line 2", "mine", "line 5"]
 
 
 def test_a_table_without_the_columns_is_one_clear_error(tmp_path):

@@ -23,9 +23,15 @@ def test_an_axis_of_zero_is_not_used():
     assert whole({"cp": "0"}, "cp") is None
 
 
-def test_measured_numbers_that_are_none_are_not_there():
-    for text in ("OOM", "", "nan", "-3", "0", "inf", "1e999"):
-        assert number({"step_time_s": text}, "step_time_s") is None
+@pytest.mark.parametrize("text", ["", "nan", "-", "N/A"])
+def test_numbers_that_nobody_gave_are_not_there(text):
+    assert number({"step_time_s": text}, "step_time_s") is None
+
+
+@pytest.mark.parametrize("text", ["OOM", "-3", "0", "inf", "1e999", "4.1s", "12,5"])
+def test_numbers_that_cannot_be_read_are_named(text):
+    with pytest.raises(NotExpressible, match=f"step_time_s = {text}: is not a number above 0"):
+        number({"step_time_s": text}, "step_time_s")
 
 
 @pytest.mark.parametrize(
@@ -113,6 +119,8 @@ def test_recomputation(text, value):
         ("HYBRID_SHARD", "zero3"),
         ("", None),
         ("whatever", None),
+        ("zero9", None),
+        ("zero12", None),
     ],
 )
 def test_sharding(text, value):

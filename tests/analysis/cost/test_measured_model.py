@@ -1,5 +1,7 @@
 """The model of a row: columns first, a known model of that name for what they leave open."""
 
+import json
+
 import pytest
 from measured_rows import row
 
@@ -24,6 +26,34 @@ def test_columns_win_over_the_name_and_another_width_is_another_model():
 def test_experts_are_seen_without_expert_ranks_and_active_parameters():
     found = model_of(row(model="Mixtral 8x7B", layers="32", hidden="4096", heads="32", ffn="14336", ep=""), [])
     assert found.num_experts == 8
+
+
+CONFIG = {
+    "model_type": "llama", "num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 4,
+    "intermediate_size": 688, "vocab_size": 1000, "num_key_value_heads": 2,
+}  # fmt: skip
+NO_SIZES = dict.fromkeys(("layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "gated"), "")
+
+
+def test_a_config_json_is_read_from_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / "config.json").write_text(json.dumps(CONFIG))
+    for path in ("ours/config.json", "ours"):
+        found = model_of(row(**NO_SIZES, model=path), [])
+        assert (found.num_layers, found.num_query_groups, found.ffn_hidden_size) == (4, 2, 688)
+    assert model_of(row(**NO_SIZES | {"layers": "4"}, model="ours"), []).num_layers == 4
+    with pytest.raises(NotExpressible, match="layers = 8: ours has 4"):
+        model_of(row(**NO_SIZES | {"layers": "8"}, model="ours"), [])
+    with pytest.raises(NotExpressible, match="absent.json: No such file"):
+        model_of(row(**NO_SIZES, model="absent.json"), [])
+
+
+def test_what_a_config_json_leaves_open_is_said(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"model_type": "ours"}))
+    assumed = []
+    model_of(row(**NO_SIZES, model=str(tmp_path / "config.json")), assumed)
+    assert "'ours' is not known" in assumed[0]
 
 
 def test_a_cut_model_keeps_the_rows_layers():

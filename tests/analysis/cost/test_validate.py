@@ -3,9 +3,11 @@
 import pytest
 from measured_rows import row
 
-from analysis.cost.measured import PUBLISHED, UNSEEN, read_rows
+from analysis.cost.calibration import calibrate
+from analysis.cost.measured import PUBLISHED, UNSEEN, describe, read_rows
+from analysis.cost.measured_bounds import seconds_at_peak
 from analysis.cost.measured_hours import predicted_hours
-from analysis.cost.validate import compare, validate
+from analysis.cost.validate import baseline_seconds, compare, validate
 
 
 def test_scores_are_those_of_the_rows():
@@ -16,7 +18,7 @@ def test_scores_are_those_of_the_rows():
     assert found["mape"] == pytest.approx(12.5) and found["median_error"] == pytest.approx(12.5)
     assert found["bias"] == pytest.approx(-2.5)
     assert found["coverage"] == 1.0
-    far = validate([row(step_time_s=str(predicted / 3))])["overall"]["step_time"]
+    far = validate([row(step_time_s=str(3 * predicted))])["overall"]["step_time"]
     assert far["coverage"] == 0.0
 
 
@@ -24,6 +26,38 @@ def test_rows_without_a_prediction_are_listed_with_the_reason_and_not_scored():
     found = validate([row(), row(id="tpu", gpu="TPU-v4"), row(id="empty", step_time_s="")])
     assert found["overall"]["step_time"]["n"] == 1
     assert {item["id"] for item in found["not_expressible"]} == {"tpu", "empty"}
+
+
+@pytest.mark.parametrize("text", ["abc", "-1", "4.1s"])
+def test_a_measurement_that_cannot_be_read_is_named_with_its_value(text):
+    (refused,) = validate([row(step_time_s=text)])["not_expressible"]
+    assert refused == {"id": "a", "reason": f"step_time_s = {text}: is not a number above 0"}
+    (refused,) = validate([row(tokens_T="-15", gpu_hours="100", step_time_s="")])["not_expressible"]
+    assert refused["reason"] == "GPU-hours: tokens_T = -15: is not a number above 0"
+
+
+def test_steps_faster_than_the_peak_are_refused():
+    run = describe(row()).setup
+    for factor, number in ((0.99, 0), (1.01, 1)):
+        comparisons, refused, _ = compare([row(step_time_s=repr(factor * seconds_at_peak(run)))])
+        assert len(comparisons) == number and len(refused) == 1 - number
+    reason = validate([row(step_time_s="1e-9")])["not_expressible"][0]["reason"]
+    assert "a step of 1e-09 s is faster than" in reason and "dense bf16 peak of 64 A100" in reason
+    assert baseline_seconds(run, 1.0) == seconds_at_peak(run)
+
+
+def test_a_speed_without_what_makes_a_step_of_it_says_what_is_missing():
+    found = validate([row(step_time_s="", tokens_per_s_per_gpu="1000", seq_len="")])
+    assert found["not_expressible"][0]["reason"] == "seq_len is not given"
+
+
+def test_a_calibration_of_another_stack_is_not_ignored_in_silence():
+    mine = calibrate([(describe(row()).setup, 13.0)], "mine")
+    assert mine.stack == "megatron" and validate([row(step_time_s="13")], mine)["warnings"] == []
+    found = validate([row(), row(framework="FSDP"), row(framework="FSDP")], mine)
+    assert found["warnings"] == [
+        "the calibration is of the stack megatron: not used for 2 prediction(s) of fsdp_eager",
+    ]
 
 
 def test_memory_is_compared_with_what_was_read():
@@ -41,10 +75,16 @@ def test_gpu_hours_come_from_the_layout_or_from_published_runs():
     assert found["mape"] < 40 and found["baseline_mape"] == pytest.approx(2.4, abs=1.0)
 
 
+def test_hours_that_are_not_of_the_layout_say_why():
+    facts = {"tokens_T": "2", "gpu_hours": "184320", "step_time_s": "", "tp": "64", "pp": "1", "dp": "1"}
+    (assumed,) = validate([row(**facts)])["assumed"]
+    assert "GPU-hours are those of published runs, since tensor_parallel_size = 64" in assumed["assumptions"][0]
+
+
 def test_parameters_of_experts_times_a_model_are_read_as_the_model_that_is_meant():
     facts = {"tokens_T": "1", "gpu": "H100", "date": "2024-05", "n_gpus": "", "tp": "", "pp": "", "dp": ""}
     hours = [
-        predicted_hours(row(**facts, model="Mixtral 8x7B", params_total_B=total)).value
+        predicted_hours(row(**facts, model="Mixtral 8x7B", params_total_B=total)).hours.value
         for total in ("46.7", "56", "90")
     ]
     assert hours[0] == hours[1] < hours[2] / 5  # 90e9 parameters are another model's, taken as dense
