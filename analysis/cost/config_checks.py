@@ -1,4 +1,4 @@
-"""What of a config.json is refused before anything is counted: fields of a wrong form, and models that are not covered."""
+"""What of a config.json is refused before anything is counted: fields of a wrong form, models that are not covered."""
 
 import reprlib
 from collections.abc import Iterable, Mapping

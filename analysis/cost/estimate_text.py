@@ -94,7 +94,7 @@ def _sources(found: Estimate) -> dict[str, str]:
     if device.is_cpu_core:
         stack = "launch floor and matrix products of a core (analysis/cost/cpu_step.py)"
     hours = (
-        "published runs, by N, D, GPU (analysis/cost/run_utilisation.py), since nothing was said of the layout"
+        "published runs, by N, D, GPU (analysis/cost/run_utilisation.py), since the layout is left open"
         if found.from_published_runs
         else f"step time{constants} / goodput of {found.goodput.value:.2f} (analysis/cost/goodput.py)"
     )

@@ -126,7 +126,7 @@ def _model_problems(setup: Setup) -> Iterator[str]:
         )
     if model.learned_positions and setup.seq_length > model.learned_positions:
         yield (
-            f"seq_length = {setup.seq_length}: {model.name} has learned positions for {model.learned_positions} tokens: "
+            f"seq_length = {setup.seq_length}: {model.name} has {model.learned_positions} learned positions: "
             f"choose at most {model.learned_positions}"
         )
     expert = setup.expert_parallel_size

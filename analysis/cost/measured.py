@@ -217,7 +217,7 @@ def describe(row: Row) -> Described:
         context_parallel_size=layout.context,
         expert_parallel_size=experts[0],
         expert_tensor_parallel_size=experts[1],
-        sequence_parallel=stack != "megatron_2021" if apart is None else apart,
+        sequence_parallel=_divides_sequences(row, stack) if apart is None else apart,
         pipeline_schedule="interleaved1f1b" if (chunks or 1) > 1 else order or "1f1b",
         sharding=_sharding(row, stack, assumed),
         sharding_size=_node(row, device, layout.data * layout.context),
@@ -263,6 +263,11 @@ def _precision(row: Row, device: Device, assumed: list[str]) -> Precision:
     if " or " in text_of(row, "precision"):
         assumed.append(f"precision = {row['precision']} is read as {found}")
     return found
+
+
+def _divides_sequences(row: Row, stack: Stack) -> bool:
+    """Whether tensor ranks divide norms and residuals as well, as Megatron-LM does since 2022."""
+    return stack != "megatron_2021" or "2023" in text_of(row, "framework")
 
 
 def _stack(row: Row, assumed: list[str]) -> Stack:
