@@ -94,13 +94,21 @@ def flag(row: Row, name: str) -> bool | None:
 
 def precision(row: Row) -> Precision | None:
     """The narrowest that the cell names; None when it is empty. Raises NotExpressible for none that is known."""
-    text = text_of(row, "precision")
+    text = _of_its_day(text_of(row, "precision"), text_of(row, "date"))
     if not text or text in ("mixed", "amp"):
         return None
     for found, pattern in _PRECISIONS:
         if re.search(pattern, text):
             return found
     raise NotExpressible(f"precision = {row['precision']}: is none of {', '.join(name for name, _ in _PRECISIONS)}")
+
+
+def _of_its_day(text: str, day: str) -> str:
+    """Of "bf16 (fp32 gradients from 02-28) / fp16" what holds on a day such as 2022-02-25: what is after the slash."""
+    found = re.fullmatch(r"(.*)\bfrom (\d\d-\d\d)\b(.*)/(.*)", text)
+    if found is None or not re.fullmatch(r"\d{4}-\d\d-\d\d", day):
+        return text
+    return found[1] + found[3] if day[5:] >= found[2] else found[4]
 
 
 def recompute(row: Row) -> Recompute | None:

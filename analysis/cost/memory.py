@@ -35,16 +35,17 @@ _MIB = 2**20
 _CUBLAS = 32 * _MIB
 #: Reserved / allocated: median of 43 runs of Megatron-LM on B200 (1.03 to 1.09; MooreThreads/SimuMax, docs/b200, 2026).
 _RESERVED = 1.05
-#: CUDA's context with its kernels; NCCL's buffers of one communicator: NCCL_BUFFSIZE of 4 MiB, 16 channels, 2 ways.
-_CONTEXT, _COMMUNICATOR = 600 * _MIB, 128 * _MIB
+#: CUDA's context with its kernels, and before CUDA loaded these one by one (1573 MiB on an A100: bigscience, tr11
+#: chronicles-prequel); NCCL's buffers of one communicator: NCCL_BUFFSIZE of 4 MiB, 16 channels, 2 ways.
+_CONTEXT, _CONTEXT_2021, _COMMUNICATOR = 600 * _MIB, 1573 * _MIB, 128 * _MIB
 #: Quantiles 5 % and 95 % of measured / estimated peaks. megatron: 0.99 to 1.01 on those B200 runs, widened to what
-#: the cached gradients of one Transformer Engine version make. megatron_2021: of 59 runs before BLOOM's
-#: (bigscience, tr11 chronicles-prequel, nvidia-smi). fsdp_compiled: of 38 of torchtitan and torchao: in 2024, 8B within
-#: 4 % and 405B in a pipeline 16 to 28 % low; in 2025, when the loss was compiled as well, 28 to 36 % high. fsdp_eager:
-#: llm-foundry published no peaks, but 131 runs that fitted: the low end. untuned: a judgement.
+#: the cached gradients of one Transformer Engine version make. megatron_2021: of 59 runs before BLOOM's (the prequel,
+#: nvidia-smi). fsdp_compiled: of 38 of torchtitan and torchao: in 2024, 8B within 4 % and 405B in a pipeline 16 to 28 %
+#: low; in 2025, when the loss was compiled as well, 28 to 36 % high. fsdp_eager: llm-foundry published no peaks, but 131
+#: runs that fitted: the low end. untuned: a judgement.
 _SPREAD = {
     "megatron": (0.92, 1.06),
-    "megatron_2021": (0.85, 1.47),
+    "megatron_2021": (0.85, 1.15),
     "fsdp_compiled": (0.66, 1.35),
     "fsdp_eager": (0.74, 1.25),
     "untuned": (0.80, 1.60),
@@ -84,12 +85,13 @@ def memory(setup: Setup) -> MemoryEstimate:
     axes = ("tensor", "pipeline", "context", "data", "expert")
     communicators = sum(getattr(setup, f"{axis}_parallel_size") > 1 for axis in axes)
     reserved = _RESERVED * totals[worst]
+    context = _CONTEXT_2021 if setup.stack == "megatron_2021" else _CONTEXT
     return MemoryEstimate(
         pipeline_rank=worst,
         tensors=ranks[worst],
         allocated=totals[worst],
         reserved=reserved,
-        device=reserved + _CONTEXT + communicators * _COMMUNICATOR,
+        device=reserved + context + communicators * _COMMUNICATOR,
         spread=_SPREAD[setup.stack],
     )
 

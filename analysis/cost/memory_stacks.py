@@ -116,7 +116,9 @@ def _by_stack(setup: Setup, kept: Kept, element: float, low: float | None) -> St
         copies = 2 * low if low is not None else 0.0
         return StackMemory(kept, element, 4.0, main, logits=element, dummy_gradients=element, weight_copies=copies)
     if setup.stack == "megatron_2021":
-        return StackMemory(kept, element, 4.0, main, logits=element + 8.0, keeps_sent=True)
+        # DeepSpeed's bf16 optimizer sums gradients in float32 besides, on every rank (bigscience, tr11 prequel)
+        gradients = 8.0 if setup.precision == "bf16" else 4.0
+        return StackMemory(kept, element, gradients, main, logits=element + 8.0, keeps_sent=True)
     if setup.stack == "untuned":
         summed = 4.0 + (element if main else 0.0)
         return StackMemory(kept, element, summed, main, gathered=element, reduced=element, keeps_gathered=True)

@@ -1,4 +1,4 @@
-"""A run against the published ones that its GPU-hours are learnt from: what its user has set otherwise costs as much more.
+"""A run against the published ones that its GPU-hours are learnt from: what is set otherwise costs more or less.
 
 run_utilisation.py knows parameters, tokens and GPU. Published runs were made in 16 bits with fused attention and tuned
 software, on about so many GPUs: 406 (6 N D / 1e23)^0.54, the least-squares line of published_runs.csv, within a factor

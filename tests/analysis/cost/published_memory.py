@@ -4,7 +4,8 @@ MEGATRON: MooreThreads/SimuMax, docs/b200/b200_release_v1.2_summary.json (2026-0
 Engine 2.11 on 8 B200, torch's peak allocated GiB and the largest peak reserved. Layers are cut off real models; micro-
 batches of one sequence, bf16, distributed optimizer, no recomputation. DeepSeek's with one dense layer.
 BLOOM: bigscience-workshop/bigscience, train/tr11-176B-ml/chronicles-prequel.md (2022-02): Megatron-DeepSpeed on 384
-A100-80GB, fp16, full recomputation, GB as nvidia-smi shows them, largest of the first and last nodes.
+A100-80GB, fp16, from 02-28 bf16 with gradients in float32, full recomputation, GB as nvidia-smi shows them, largest of
+the first and last nodes.
 """
 
 from analysis.cost.architecture import Architecture
@@ -60,25 +61,25 @@ MEGATRON = [
 
 #: layers, hidden, (tensor, pipeline) sizes, micro-batch, GB used; None where memory ran out.
 BLOOM = [
-    (72, 14336, (8, 12), 1, 29),
-    (72, 14336, (8, 12), 2, 37),
-    (72, 14336, (8, 12), 4, 49),
-    (72, 14336, (8, 12), 8, 69),
-    (72, 14336, (8, 6), 1, 38),
-    (72, 14336, (8, 6), 4, 56),
-    (72, 14336, (8, 4), 4, 59),
-    (72, 14336, (4, 12), 4, 60),
-    (72, 14336, (4, 6), 4, 75),
-    (96, 12288, (1, 48), 1, 58),
-    (82, 13312, (8, 12), 4, 52),
-    (70, 14336, (8, 12), 2, 40),
-    (70, 14336, (4, 12), 2, 59),
-    (72, 14336, (8, 1), 1, None),
-    (72, 14336, (2, 6), 2, None),
-    (72, 14336, (2, 6), 1, None),
-    (100, 12288, (4, 6), 2, None),
-    (100, 12288, (4, 6), 1, None),
-    (82, 14336, (4, 12), 2, None),
+    (72, 14336, (8, 12), 1, "fp16", 29),
+    (72, 14336, (8, 12), 2, "fp16", 37),
+    (72, 14336, (8, 12), 4, "fp16", 49),
+    (72, 14336, (8, 12), 8, "fp16", 69),
+    (72, 14336, (8, 6), 1, "fp16", 38),
+    (72, 14336, (8, 6), 4, "fp16", 56),
+    (72, 14336, (8, 4), 4, "fp16", 59),
+    (72, 14336, (4, 12), 4, "fp16", 60),
+    (72, 14336, (4, 6), 4, "fp16", 75),
+    (96, 12288, (1, 48), 1, "fp16", 58),
+    (82, 13312, (8, 12), 4, "bf16", 52),
+    (70, 14336, (8, 12), 2, "bf16", 40),
+    (70, 14336, (4, 12), 2, "bf16", 59),
+    (72, 14336, (8, 1), 1, "fp16", None),
+    (72, 14336, (2, 6), 2, "fp16", None),
+    (72, 14336, (2, 6), 1, "fp16", None),
+    (100, 12288, (4, 6), 2, "bf16", None),
+    (100, 12288, (4, 6), 1, "bf16", None),
+    (82, 14336, (4, 12), 2, "bf16", None),
 ]
 
 
@@ -90,7 +91,7 @@ def megatron_setup(model: Architecture, sizes: tuple[int, int, int, int], seq_le
     )  # fmt: skip
 
 
-def bloom_setup(layers: int, hidden: int, sizes: tuple[int, int], micro_batch_size: int) -> Setup:
+def bloom_setup(layers: int, hidden: int, sizes: tuple[int, int], micro_batch_size: int, precision: str) -> Setup:
     model = Architecture(
         "gpt", layers, hidden, 64, 64, hidden // 64, 4 * hidden, 250680,
         gated=False, tie_word_embeddings=True, normalization="layernorm", add_bias_linear=True,
@@ -98,5 +99,5 @@ def bloom_setup(layers: int, hidden: int, sizes: tuple[int, int], micro_batch_si
     return Setup(
         model, A100, 384, 2048, global_batch_size=2048, micro_batch_size=micro_batch_size,
         tensor_parallel_size=sizes[0], pipeline_parallel_size=sizes[1], sequence_parallel=False,
-        recompute_granularity="full", precision="fp16", flash_attention=False, stack="megatron_2021",
+        recompute_granularity="full", precision=precision, flash_attention=False, stack="megatron_2021",
     )  # fmt: skip

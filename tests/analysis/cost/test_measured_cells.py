@@ -125,3 +125,10 @@ def test_recomputation(text, value):
 )
 def test_sharding(text, value):
     assert sharding({"zero_or_fsdp": text}) == value
+
+
+def test_a_precision_that_changed_on_a_day_is_that_of_the_rows_day():
+    cell = "bf16(fp32 grad accum from 02-28)/fp16"
+    days = {"2022-02-27": "fp16", "2022-02-28": "bf16", "2022-03-01": "bf16"}
+    assert {day: precision({"precision": cell, "date": day}) for day in days} == days
+    assert precision({"precision": "fp8 / bf16", "date": "2022-02-27"}) == "fp8"

@@ -38,7 +38,7 @@ def test_published_peaks_of_megatron_are_met_within_two_percent():
 
 
 def test_published_peaks_of_the_runs_before_bloom_and_which_ran_out_of_memory():
-    """nvidia-smi's figures of an old stack: estimates of the later half are a third low, which the interval says."""
+    """nvidia-smi's figures of an old stack, whose bf16 optimizer keeps gradients in float32 besides."""
     errors, inside, found, false = [], 0, 0, 0
     for *setup, measured in BLOOM:
         estimate = memory(bloom_setup(*setup))
@@ -50,7 +50,7 @@ def test_published_peaks_of_the_runs_before_bloom_and_which_ran_out_of_memory():
         errors.append(estimate.device / GIB / measured - 1)
         expected = estimate.interval()
         inside += expected.low <= measured * GIB <= expected.high
-    assert sum(map(abs, errors)) / len(errors) < 0.15
+    assert sum(map(abs, errors)) / len(errors) < 0.08
     assert inside >= 0.85 * len(errors)
     assert found >= 3 and false <= 1, "of 6 that ran out of memory, and of 13 that did not"
 
