@@ -142,7 +142,9 @@ def calibrate(
     for name, value in found.changes.items():
         screen.print(f"  {name} = {value:.4g}")
     if refused:
-        screen.print(f"{len(refused)} row(s) cannot be expressed, first {refused[0]['id']}: {refused[0]['reason']}")
+        screen.print(f"{len(refused)} row(s) cannot be used:")
+        for row in refused[:_MOST_KINDS]:
+            screen.print(f"  {row['id']}: {row['reason']}", soft_wrap=True)
     if found.warning:
         screen.print(f"warning: {found.warning}", style="yellow", soft_wrap=True)
     screen.print(f"written to {out}: use it with --calibration {out}")

@@ -73,6 +73,7 @@ def _described(run: Run, found: "Waterfall", plot: Path | None) -> dict[str, Any
 
 def _show(run: Run, found: "Waterfall", plot: Path | None) -> None:
     from analysis.cost.calibration import applies, calibration_warnings
+    from analysis.cost.memory import fits
     from analysis.cost.waterfall import PART_TEXTS
 
     screen = console(False)
@@ -95,6 +96,8 @@ def _show(run: Run, found: "Waterfall", plot: Path | None) -> None:
     )
     for bar, (name, gib) in zip(_bars(found.memory_parts(), device), found.memory_parts(), strict=True):
         line(f"  {gib:10.2f} GiB {100 * gib / device:5.1f} %  {bar}  {name}")
+    if not fits(found.memory, run.completed.setup.device):
+        line("  it does not fit: `scaling cost estimate` says what would help", "yellow")
     line("\nwhy")
     for reason in found.reasons:
         line(f"  {100 * reason.share:.0f} % {reason.part}: {PART_TEXTS[reason.part]}; {_remedy(reason)}")

@@ -32,7 +32,7 @@ def layouts(
     """List the fastest layouts that fit, to be tried for some steps each, and say why the first one wins.
 
     Takes the options of `estimate`; sizes, schedule, recomputation, sharding or micro-batch that are given stay, and
-    all others are searched.
+    all others are searched: schedules among 1f1b and interleaved, shardings among those usual for the stack.
     """
     from analysis.cost.layout_space import LAYOUT_FIELDS
     from analysis.cost.layout_text import search_dict

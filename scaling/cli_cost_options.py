@@ -174,7 +174,7 @@ def _one_of(field: str, value: str | None, allowed: tuple[str, ...]) -> None:
         return
     near = get_close_matches(value, allowed, n=1, cutoff=0.4)
     choice = f"did you mean {near[0]}? Choose" if near else "choose"
-    raise UserError(f"{field} = {value}: is none: {choice} from {', '.join(allowed)}")
+    raise UserError(f"{field} = {value}: is not known: {choice} from {', '.join(allowed)}")
 
 
 def _model(options: RunOptions) -> tuple["Architecture", tuple["Choice", ...], tuple[str, ...]]:

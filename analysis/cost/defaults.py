@@ -9,7 +9,7 @@ from analysis.cost.architecture import Architecture
 from analysis.cost.counts import flops_per_token, parameters
 from analysis.cost.devices import Device
 from analysis.cost.feasibility import check_setup, check_sizes, is_possible, precisions_of
-from analysis.cost.layout_choice import LAYOUT_RULE, choose_layout
+from analysis.cost.layout_choice import LAYOUT_RULE, NONE_FITS, choose_layout
 from analysis.cost.layout_space import LAYOUT_FIELDS
 from analysis.cost.memory import fits, memory
 from analysis.cost.setup import Setup
@@ -100,7 +100,8 @@ def complete_setup(model: Architecture, device: Device, tokens: float | None, gi
     if not model.is_moe:
         searched = [name for name in searched if not name.startswith("expert")]
     choices = [choice for choice in choices if choice.field not in searched]
-    choices += [Choice(name, getattr(setup, name), LAYOUT_RULE) for name in searched]
+    rule = LAYOUT_RULE if fits(memory(setup), device) else NONE_FITS
+    choices += [Choice(name, getattr(setup, name), rule) for name in searched]
     return Completed(setup, tokens, tuple(choices))
 
 

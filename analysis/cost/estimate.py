@@ -75,6 +75,8 @@ class Estimate:
     gpu_hours: Interval
     #: The same from the step time and goodput: equal to gpu_hours unless that is of published runs.
     gpu_hours_from_step: Interval
+    #: And from published runs alone; None where they say nothing of such a run.
+    gpu_hours_published: Interval | None
     from_published_runs: bool
     #: What of the run is outside of what the published ones show.
     unlike_published: list[str]
@@ -124,11 +126,13 @@ def estimate(setup: Setup, tokens: float, assumptions: Assumptions) -> Estimate:
     share = goodput(setup.num_gpus) if assumptions.goodput is None else known_goodput(assumptions.goodput)
     steps_hours = seconds.scaled(tokens / setup.tokens_per_step * setup.num_gpus / 3600)
     from_step = product(steps_hours, quotient(1.0, share))
-    published = _published_hours_apply(setup, flops, assumptions)
     facts = _facts(setup, tokens)
-    hours = from_step
-    if published:
-        hours = run_gpu_hours(facts).scaled(relative_gpu_seconds(setup, flops["c_6nd"]))
+    of_others = None
+    if _published_runs_speak(setup, flops):
+        of_others = run_gpu_hours(facts).scaled(relative_gpu_seconds(setup, flops["c_6nd"]))
+    guessed = assumptions.layout_is_guessed and assumptions.goodput is None and calibration is None
+    published = guessed and of_others is not None
+    hours = of_others if guessed and of_others is not None else from_step
 
     busy = TYPICAL_BUSY if published else busy_share(step)
     pue = TYPICAL_PUE if assumptions.pue is None else known(assumptions.pue)
@@ -149,6 +153,7 @@ def estimate(setup: Setup, tokens: float, assumptions: Assumptions) -> Estimate:
         peak_flops=reference_peak(setup.device, setup.precision),
         gpu_hours=hours,
         gpu_hours_from_step=from_step,
+        gpu_hours_published=of_others,
         from_published_runs=published,
         unlike_published=unlike_published(facts) if published else [],
         goodput=share,
@@ -181,10 +186,9 @@ def _enough_gpus(setup: Setup) -> int | None:
     return None if larger is None else larger.setup.num_gpus
 
 
-def _published_hours_apply(setup: Setup, flops: dict[str, float], assumptions: Assumptions) -> bool:
-    guessed = assumptions.layout_is_guessed and assumptions.goodput is None and assumptions.calibration is None
+def _published_runs_speak(setup: Setup, flops: dict[str, float]) -> bool:
     like = flops["c_6nd"] >= _SMALLEST_PUBLISHED and flops["causal"] <= _MOST_ATTENTION * flops["c_6nd"]
-    return guessed and not setup.device.is_cpu_core and like
+    return like and not setup.device.is_cpu_core
 
 
 def _facts(setup: Setup, tokens: float) -> RunFacts:

@@ -94,12 +94,14 @@ def _sources(found: Estimate) -> dict[str, str]:
     if device.is_cpu_core:
         stack = "launch floor and matrix products of a core (analysis/cost/cpu_step.py)"
     hours = (
-        "published runs, by N, D, GPU (analysis/cost/run_utilisation.py), since the layout is left open"
+        "published runs, by N and GPU (analysis/cost/run_utilisation.py), since the layout is left open"
         if found.from_published_runs
         else f"step time{constants} / goodput of {found.goodput.value:.2f} (analysis/cost/goodput.py)"
     )
     if found.assumptions.goodput is not None:
         hours = f"step time{constants} / your goodput of {found.goodput.value:g}"
+    if found.gpu_hours_published is not None and not found.from_published_runs:
+        hours += f"; published runs of that size on that GPU took {_counted(found.gpu_hours_published)}"
     sources = {
         "device": f"{device.name}: {device.source} ({device.date})",
         "step_time_s": stack,
@@ -117,17 +119,20 @@ def _sources(found: Estimate) -> dict[str, str]:
     return sources
 
 
+def _counted(hours: Interval) -> str:
+    return f"{count(hours.value)} ({count(hours.low)} to {count(hours.high)})"
+
+
 def _warnings(found: Estimate) -> list[str]:
     setup, price = found.setup, found.assumptions.price
     warnings = []
     if not found.fits:
         warnings.append(memory_warning(found))
     if found.from_published_runs:
-        other = found.gpu_hours_from_step
-        value, low, high = (count(number) for number in (other.value, other.low, other.high))
         warnings.append(
-            f"gpu_hours are those of published runs; the step time of the layout chosen here gives {value} ({low} to "
-            f"{high}), goodput included: give a layout, or --goodput, to have that used"
+            f"gpu_hours are those of published runs; the step time of the layout chosen here gives "
+            f"{_counted(found.gpu_hours_from_step)}, goodput included: give --tensor-parallel-size, --sharding or "
+            "--goodput to have that used"
         )
         warnings += found.unlike_published
     warnings += calibration_warnings(found.assumptions.calibration, setup)
@@ -155,7 +160,7 @@ def memory_warning(found: Estimate) -> str:
     setup = found.setup
     helps = "; ".join(map(str, found.remedies)) or "no single change that was tried is enough"
     if found.enough_gpus is not None:
-        helps += f"; {found.enough_gpus} GPUs are enough: scaling cost layouts --num-gpus {found.enough_gpus}"
+        helps += f"; {found.enough_gpus} GPUs are enough, with a layout of their own: scaling cost layouts --num-gpus {found.enough_gpus}"
     return (
         f"out of memory: needs {found.memory.device / _GIB:.3g} GiB on a {setup.device.name} of "
         f"{setup.device.memory_bytes / _GIB:.3g}: {helps}"

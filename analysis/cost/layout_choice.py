@@ -8,7 +8,11 @@ from analysis.cost.layout_space import LAYOUT_FIELDS
 from analysis.cost.layouts import search
 from analysis.cost.setup import Setup
 
-LAYOUT_RULE = "the fastest of all layouts that fit, by their predicted steps: see `scaling cost layouts`"
+LAYOUT_RULE = (
+    "by its predicted step the fastest that fits of all layouts with the sharding and schedules (1F1B, interleaved) "
+    "usual for the stack: see `scaling cost layouts`"
+)
+NONE_FITS = "no layout fits: the one that needs least memory"
 _MOST_DOUBLINGS = 16
 
 

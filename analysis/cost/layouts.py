@@ -112,12 +112,12 @@ def _search(
 def on_more_gpus(
     template: Setup, open_fields: Collection[str] = LAYOUT_FIELDS, calibration: Calibration | None = None
 ) -> Candidate | None:
-    """The fastest layout on the fewest GPUs, doubling, on which one fits; None when it fits on no number of them."""
-    for _ in range(_MOST_DOUBLINGS):
-        template = replace(template, num_gpus=2 * template.num_gpus)
-        if template.num_gpus > MOST_GPUS:
-            return None
-        found = search(template, open_fields, 1, calibration).candidates
+    """The fastest layout on the fewest GPUs on which one fits, of powers of two and doublings; None where none does."""
+    now = template.num_gpus
+    counts = {now << more for more in range(1, _MOST_DOUBLINGS + 1)}
+    counts |= {1 << now.bit_length() + more for more in range(_MOST_DOUBLINGS)}
+    for num_gpus in sorted(size for size in counts if size <= MOST_GPUS):
+        found = search(replace(template, num_gpus=num_gpus), open_fields, 1, calibration).candidates
         if found:
             return found[0]
     return None

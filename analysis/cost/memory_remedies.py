@@ -78,14 +78,20 @@ def _changes(setup: Setup) -> Iterator[tuple[str, Setup]]:
         yield f"micro_batch_size {setup.micro_batch_size} -> {micro}", replace(setup, micro_batch_size=micro)
     for mode in _RECOMPUTE[_RECOMPUTE.index(setup.recompute_granularity) + 1 :]:
         yield f"recompute_granularity = {mode}", replace(setup, recompute_granularity=mode)
-    if setup.device.is_cpu_core:  # cores share one memory
-        return
-    for axis in ("tensor", "expert", "pipeline", "context"):
+    axes = () if setup.device.is_cpu_core else ("tensor", "expert", "pipeline", "context")  # cores share one memory
+    for axis in axes:
         name = f"{axis}_parallel_size"
         size = getattr(setup, name)
         after = replace(setup, **{name: 2 * size})
         if _possible(after):
             yield f"{name} {size} -> {2 * size}", after
+    if setup.seq_length % 2 == 0:  # last, since it is another training
+        yield f"seq_length {setup.seq_length} -> {setup.seq_length // 2}", _half_as_long(setup)
+
+
+def _half_as_long(setup: Setup) -> Setup:
+    """The same tokens a step in sequences of half the length."""
+    return replace(setup, seq_length=setup.seq_length // 2, global_batch_size=2 * setup.global_batch_size)
 
 
 def _more_gpus(setup: Setup) -> list[tuple[str, Setup]]:

@@ -280,3 +280,26 @@ def test_a_model_far_too_large_is_told_how_many_gpus_are_enough(run):
     found = re.search(r"(\d+) GPUs are enough", out.splitlines()[0])
     assert answered(run, *few, int(found[1]))["memory_gib"]["fits"]
     assert not answered(run, *few, int(found[1]) // 2)["memory_gib"]["fits"]
+
+
+def test_hours_of_published_runs_stand_beside_those_of_a_layout(run):
+    open_layout = ("--params", "7B", "--tokens", "1T", "--gpu", "H100-SXM", "--num-gpus", 64)
+    published = answered(run, *open_layout)
+    own = answered(run, *open_layout, "--tensor-parallel-size", 1)
+    assert "published runs, by N and GPU" in published["sources"]["gpu_hours"]
+    assert any("--tensor-parallel-size, --sharding or --goodput" in warning for warning in published["warnings"])
+    assert f"took {published['gpu_hours']['value'] / 1e3:.3g}k" in own["sources"]["gpu_hours"]
+    assert own["gpu_hours"]["value"] < published["gpu_hours"]["value"]
+    redundant = answered(run, *open_layout, "--micro-batch-size", published["setup"]["micro_batch_size"])
+    assert redundant["gpu_hours"] == published["gpu_hours"]
+
+
+def test_where_nothing_fits_the_choices_say_so_and_the_remedies_are_reachable(run):
+    crowded = answered(run, "--params", "1B", "--gpu", "4090", "--num-gpus", 1, "--stack", "fsdp_compiled")
+    assert not crowded["memory_gib"]["fits"]
+    assert {choice["why"] for choice in crowded["choices"] if choice["field"] == "sharding"} == {
+        "no layout fits: the one that needs least memory"
+    }
+    assert any("seq_length 4096 -> 2048" in warning and "and fits" in warning for warning in crowded["warnings"])
+    many = answered(run, "--model", "deepseek-v3", "--gpu", "H100", "--num-gpus", 2000, "--precision", "fp8")
+    assert any("2048 GPUs are enough" in warning for warning in many["warnings"])
