@@ -160,7 +160,8 @@ def memory_warning(found: Estimate) -> str:
     setup = found.setup
     helps = "; ".join(map(str, found.remedies)) or "no single change that was tried is enough"
     if found.enough_gpus is not None:
-        helps += f"; {found.enough_gpus} GPUs are enough, with a layout of their own: scaling cost layouts --num-gpus {found.enough_gpus}"
+        helps += f"; {found.enough_gpus} GPUs are enough, with a layout of their own: "
+        helps += f"scaling cost layouts --num-gpus {found.enough_gpus}"
     return (
         f"out of memory: needs {found.memory.device / _GIB:.3g} GiB on a {setup.device.name} of "
         f"{setup.device.memory_bytes / _GIB:.3g}: {helps}"
