@@ -1,26 +1,29 @@
 """Fit the shipped constants of the step-time model to a table of measured runs, and say how far each source is off.
 
-    python -m benchmarks.cost_constants TABLE.csv [--leave-out] [--json FILE]
+    python -m benchmarks.cost_constants TABLE.csv [--leave-out | --five-runs] [--json FILE]
 
 Maximum a posteriori: the logarithm of every constant (log-odds of an overlap) has a normal prior around a value from
 the
 literature. ln(predicted / measured) has a part that all runs of a source share (standard deviation BETWEEN) and one of
 each run (WITHIN), so that a source with a hundred runs does not outvote ten sources with a few. `--leave-out` leaves
-one source out and predicts it: what a new source may expect.
+one source out and predicts it: what a new source may expect. `--five-runs` fits nothing of its own: it calibrates to
+five runs of a source and GPU, drawn three times, as `scaling cost calibrate` does, and predicts the others.
 """
 
 import argparse
 import collections
 import json
 import math
+import random
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.optimize import least_squares
 
-from analysis.cost.calibration import step_spread
+from analysis.cost.calibration import calibrate, step_interval, step_spread
 from analysis.cost.interval import QUANTILE
 from analysis.cost.measured import describe, measurements, read_rows
 from analysis.cost.measured_cells import NotExpressible
@@ -29,6 +32,8 @@ from analysis.cost.stacks import Constants, constants_of, stack_names
 from analysis.cost.step import step_time
 
 BETWEEN, WITHIN = 0.10, 0.05
+#: Runs that one calibrates to, and how often they are drawn.
+_FEW, _DRAWS = 5, 3
 #: Runs of one source count at most as so many, and none further than so many standard deviations out.
 MOST_RUNS, CLIP = 20, 6.0
 
@@ -167,9 +172,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", type=Path)
     parser.add_argument("--leave-out", action="store_true", help="predict each source from the others as well")
+    parser.add_argument(
+        "--five-runs", action="store_true", help="calibrate to five runs of each source and GPU instead"
+    )
     parser.add_argument("--json", type=Path, help="write the result there")
     arguments = parser.parse_args()
     runs = read(arguments.table)
+    if arguments.five_runs:
+        rows = after_five(runs)
+        for row in rows:
+            print(
+                "{source:40s} n {n:4d}  before {before:5.1f}  after {after:5.1f}  in interval {coverage:.2f}".format(
+                    **row
+                )
+            )
+        if arguments.json:
+            arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+        return
     constants, found = fit(runs)
     rows = []
     for source, off in sorted(errors(runs, constants).items()):
@@ -190,6 +209,29 @@ def main() -> None:
         print(f"{stack or 'common':14s} {name:24s} {now:9.4g}  (prior {value:g}, {shift:+.1f} sd)")
     if arguments.json:
         arguments.json.write_text(json.dumps({"constants": values, "sources": rows}, indent=1) + "\n")
+
+
+def after_five(runs: list[Run]) -> list[dict[str, Any]]:
+    """Of each source and GPU with ten runs or more: mean absolute error of the others after five and before, percent."""
+    alike = collections.defaultdict(list)
+    for source, setup, seconds in runs:
+        alike[f"{source}, {setup.device.name}"].append((setup, seconds))
+    rows = []
+    for name, group in sorted(alike.items()):
+        if len(group) < 2 * _FEW or len({setup.stack for setup, _ in group}) > 1:
+            continue
+        before, after, inside = [], [], []
+        for seed in range(_DRAWS):
+            drawn = random.Random(seed).sample(group, len(group))
+            found = calibrate(drawn[:_FEW], name)
+            for setup, seconds in drawn[_FEW:]:
+                interval = step_interval(setup, found)
+                before.append(abs(step_time(setup).total / seconds - 1))
+                after.append(abs(interval.value / seconds - 1))
+                inside.append(interval.low <= seconds <= interval.high)
+        errors = {"before": 100 * statistics.fmean(before), "after": 100 * statistics.fmean(after)}
+        rows.append({"source": name, "n": len(group), **errors, "coverage": statistics.fmean(inside)})
+    return rows
 
 
 def coverage(runs: list[Run], off: list[float]) -> float:
