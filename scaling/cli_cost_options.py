@@ -61,9 +61,7 @@ class RunOptions:
     virtual_pipeline_parallel_size: Annotated[Size, _size("Interleaved stages of a pipeline rank.")] = None
     context_parallel_size: Annotated[Size, _size("GPUs that share each sequence.")] = None
     expert_parallel_size: Annotated[Size, _size("GPUs that hold different experts.")] = None
-    expert_tensor_parallel_size: Annotated[Size, _size("GPUs that share the matrices of one expert. Default: 1.")] = (
-        None
-    )
+    expert_tensor_parallel_size: Annotated[Size, _size("GPUs that share the matrices of one expert.")] = None
     pipeline_schedule: Annotated[
         Optional[str], typer.Option(help="gpipe, 1f1b, interleaved1f1b, zbv or dualpipev.")
     ] = None

@@ -146,10 +146,11 @@ def make_predictor(
         for record in records
         if record.status == "finished" and record.speed.seconds > 0
     ]
-    problems = [problem for run in timed if (problem := implausible(*run)) is not None]
-    if problems:
-        warnings.append(f"{len(problems)} of {len(timed)} finished runs not used: {problems[0]}")
-        timed = [run for run in timed if implausible(*run) is None]
+    problems = [implausible(*run) for run in timed]
+    said = [problem for problem in problems if problem]
+    if said:
+        warnings.append(f"{len(said)} of {len(timed)} finished runs not used: {said[0]}")
+        timed = [run for run, problem in zip(timed, problems, strict=True) if not problem]
     source = f"the cost model's operators on {device.name}"
     if not timed:
         return GpuPredictor(device, None, f"{source} with constants of published runs, none of this trainer", warnings)

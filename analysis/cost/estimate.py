@@ -6,9 +6,10 @@ Errors of the parts are of logarithms and independent, so that they add up in qu
     energy    = GPU-hours x power of a GPU with its share of the node x PUE
     dollars   = GPU-hours x price
 
-Where the user says nothing of how the run is carried out, its layout is only a guess, and GPU-hours are those of
-published runs like it (analysis.cost.run_utilisation), which know it better: over these runs, each family predicted
-from the others, their median error is 19 %, that of the guessed layout's step time 30 %.
+Where the user says nothing of how the model is divided, its layout is only a guess, and GPU-hours are those of
+published runs like it (analysis.cost.run_utilisation), which know it better: over these 80 runs, each family predicted
+from the others, their median error is 18 %; that of the guessed layout's step time over goodput 33 %, which says 0.7 of
+what they took in the median.
 """
 
 import math
@@ -131,8 +132,8 @@ def estimate(setup: Setup, tokens: float, assumptions: Assumptions) -> Estimate:
     if _published_runs_speak(setup, flops):
         of_others = run_gpu_hours(facts).scaled(relative_gpu_seconds(setup, flops["c_6nd"]))
     guessed = assumptions.layout_is_guessed and assumptions.goodput is None and calibration is None
-    published = guessed and of_others is not None
-    hours = of_others if guessed and of_others is not None else from_step
+    hours = of_others if guessed and of_others else from_step
+    published = hours is of_others
 
     busy = TYPICAL_BUSY if published else busy_share(step)
     pue = TYPICAL_PUE if assumptions.pue is None else known(assumptions.pue)

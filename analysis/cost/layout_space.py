@@ -152,11 +152,8 @@ def _problem(setup: Setup, open_fields: Collection[str]) -> str | None:
 
 def _interleaves(setup: Setup, open_fields: Collection[str]) -> bool:
     """Whether a schedule that is to be interleaved can be, with some micro-batch."""
-    chosen = "virtual_pipeline_parallel_size" in open_fields
-    if setup.virtual_pipeline_parallel_size == 1 and (chosen and "pipeline_schedule" in open_fields):
-        return True
     if setup.virtual_pipeline_parallel_size == 1 and setup.pipeline_schedule != "interleaved1f1b":
-        return True
+        return True  # nor has it to be: an open schedule comes here as 1F1B
     sequences, ranks = setup.global_batch_size // setup.data_parallel_size, setup.pipeline_parallel_size
     return any(sequences // size % ranks == 0 for size in micro_batches(setup, open_fields))
 

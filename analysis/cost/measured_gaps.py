@@ -35,16 +35,8 @@ def complete(setup: Setup, open_fields: Collection[str]) -> tuple[Setup, tuple[s
         )
         for micro_batch, chunks in product(_micro_batches(setup, open_fields), _chunks(setup, open_fields))
     ]
-    # interleaved stages take micro-batches by groups of as many as there are pipeline ranks
-    whole = [
-        trial
-        for trial in trials
-        if trial.virtual_pipeline_parallel_size == 1 or trial.num_micro_batches % trial.pipeline_parallel_size == 0
-    ]
-    for trial in whole or trials:
-        if not is_possible(trial):
-            continue
-        trial = least_recompute(trial) if "recompute_granularity" in open_fields else _possible(trial)
+    for trial in filter(is_possible, trials):
+        trial = least_recompute(trial) if "recompute_granularity" in open_fields else _as_it_must_have_been(trial)
         if best is not None and "micro_batch_size" in open_fields and _share(trial) > 1.0:
             continue
         seconds = step_time(trial).total
@@ -78,7 +70,7 @@ def _lean_bytes(setup: Setup) -> float:
     return estimate.allocated - estimate.tensors.get("workspace", 0.0) - estimate.tensors["gradients"] / 2
 
 
-def _possible(setup: Setup) -> Setup:
+def _as_it_must_have_been(setup: Setup) -> Setup:
     """A stated "no recomputation" that cannot fit, however leanly it is kept, is not what was run."""
     least = _lean_bytes(setup) * memory(setup).spread[0]
     if setup.recompute_granularity == "none" and least > setup.device.memory_bytes:

@@ -15,8 +15,8 @@ Hours include restarts, evaluations and whatever else their authors counted: no 
 published_runs.csv is what the coefficients are fitted to and what the interval is measured on: each
 family of models predicted from the others. Not in it: hours that somebody derived from an assumed utilisation
 (MT-NLG 530B, Nemotron-4 340B, Amber) or as if nothing had failed (OPT-175B), tokens that are only a corpus size (WeLM,
-Luminous-supreme, CodeFuse-13B), pruned, distilled,
-fine-tuned and encoder-decoder models, models on TPUs, and costs "from scratch" that were never run (MPT-30B).
+Luminous-supreme, CodeFuse-13B), pruned, distilled, fine-tuned and encoder-decoder models, models on TPUs, and costs
+"from scratch" that were never run (MPT-30B).
 """
 
 import csv
