@@ -38,11 +38,11 @@ _RESERVED = 1.05
 #: CUDA's context with its kernels, and before CUDA loaded these one by one (1573 MiB on an A100: bigscience, tr11
 #: chronicles-prequel); NCCL's buffers of one communicator: NCCL_BUFFSIZE of 4 MiB, 16 channels, 2 ways.
 _CONTEXT, _CONTEXT_2021, _COMMUNICATOR = 600 * _MIB, 1573 * _MIB, 128 * _MIB
-#: Quantiles 5 % and 95 % of measured / estimated peaks. megatron: 0.99 to 1.01 on those B200 runs, widened to what
-#: the cached gradients of one Transformer Engine version make. megatron_2021: of 59 runs before BLOOM's (the prequel,
-#: nvidia-smi). fsdp_compiled: of 38 of torchtitan and torchao: in 2024, 8B within 4 % and 405B in a pipeline 16 to 28 %
-#: low; in 2025, when the loss was compiled as well, 28 to 36 % high. fsdp_eager: llm-foundry published no peaks, but 131
-#: runs that fitted: the low end. untuned: a judgement.
+#: Quantiles 5 % and 95 % of measured / estimated peaks. megatron: 0.99 to 1.01 on those B200 runs, widened to what the
+#: cached gradients of one Transformer Engine version make. megatron_2021: of 59 runs before BLOOM's (the prequel,
+#: nvidia-smi). fsdp_compiled: of 38 of torchtitan and torchao: in 2024, 8B within 4 % and 405B in a pipeline 16 to 28
+#: % low; in 2025, when the loss was compiled as well, 28 to 36 % high. fsdp_eager: llm-foundry published no peaks, but
+#: 131 runs that fitted: the low end. untuned: a judgement.
 _SPREAD = {
     "megatron": (0.92, 1.06),
     "megatron_2021": (0.85, 1.15),

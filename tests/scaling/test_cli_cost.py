@@ -303,3 +303,9 @@ def test_where_nothing_fits_the_choices_say_so_and_the_remedies_are_reachable(ru
     assert any("seq_length 4096 -> 2048" in warning and "and fits" in warning for warning in crowded["warnings"])
     many = answered(run, "--model", "deepseek-v3", "--gpu", "H100", "--num-gpus", 2000, "--precision", "fp8")
     assert any("2048 GPUs are enough" in warning for warning in many["warnings"])
+
+
+def test_a_schedule_out_of_the_ordinary_is_named(run):
+    code, out, _ = run("explain", *RUN, "--pipeline-schedule", "zbv")
+    assert code == 0 and "pipeline 4 (zbv)" in out
+    assert "(1f1b)" not in run("explain", *RUN)[1]

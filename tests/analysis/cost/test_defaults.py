@@ -1,5 +1,7 @@
 """What is left open is chosen by stated rules, what is given is kept, and what cannot be is refused."""
 
+from dataclasses import replace
+
 import pytest
 
 from analysis.cost.defaults import complete_setup, step_law_batch
@@ -101,3 +103,12 @@ def test_an_old_gpu_trains_in_fp16_and_tokens_default_to_twenty_a_parameter():
 def test_what_cannot_be_is_refused(given, said):
     with pytest.raises(UserError, match=said):
         chosen(**given)
+
+
+def test_what_a_given_size_needs_is_chosen_with_it():
+    experts = replace(llama_of(7e9), num_experts=8, moe_router_topk=2, moe_ffn_hidden_size=4096)
+    shared = chosen(model=experts, num_gpus=64, expert_tensor_parallel_size=2).setup
+    assert shared.expert_tensor_parallel_size == 2 and shared.tensor_parallel_size % 2 == 0
+    staged = chosen(num_gpus=64, virtual_pipeline_parallel_size=2).setup
+    assert staged.virtual_pipeline_parallel_size == 2 and staged.pipeline_parallel_size > 1
+    assert staged.pipeline_schedule == "interleaved1f1b"

@@ -14,6 +14,12 @@ DENSE = Architecture("dense", 32, 4096, 32, 8, 128, 14336, 128256)
 EXPERTS = replace(DENSE, name="experts", num_experts=64, moe_router_topk=2, moe_ffn_hidden_size=1024)
 GROUPS = replace(DENSE, name="grouped", num_attention_heads=48, num_query_groups=12)
 EXPERT_RANKS = {"model": EXPERTS, "expert_parallel_size": 32, "tensor_parallel_size": 4}
+LEARNED = replace(DENSE, name="learned", learned_positions=2048)
+INTERLEAVED = {
+    "pipeline_parallel_size": 4,
+    "virtual_pipeline_parallel_size": 2,
+    "pipeline_schedule": "interleaved1f1b",
+}
 SETUP = Setup(DENSE, find_device("H100"), num_gpus=64, seq_length=4096, global_batch_size=512)
 
 
@@ -38,6 +44,17 @@ SETUP = Setup(DENSE, find_device("H100"), num_gpus=64, seq_length=4096, global_b
         ({"model": EXPERTS, "expert_parallel_size": 3}, "64 experts of experts: choose 2 or 4"),
         (EXPERT_RANKS | {"expert_tensor_parallel_size": 4}, "4 x 1 x 16 = 64, 4 times over .*: choose 16"),
         (EXPERT_RANKS | {"expert_tensor_parallel_size": 3}, "must divide tensor_parallel_size = 4: choose 2 or 4"),
+        (
+            {"seq_length": 4096, "model": LEARNED},
+            "seq_length = 4096: learned has 2048 learned positions: .*at most 2048",
+        ),
+        (INTERLEAVED | {"global_batch_size": 80}, "5 micro-batches .* 4 pipeline ranks, .*: choose 64 or 128"),
+        (INTERLEAVED | {"virtual_pipeline_parallel_size": 1}, "= interleaved1f1b needs several .*: choose 2 or more"),
+        ({"pipeline_parallel_size": 32, "pipeline_schedule": "zbv"}, "two stages under zbv, .*32 layers.*choose 16"),
+        (
+            {"model": DENSE, "expert_tensor_parallel_size": 2, "tensor_parallel_size": 2},
+            "dense has no experts: choose 1",
+        ),
         ({"precision": "nvfp4"}, "H100 SXM 80GB has no such products: choose bf16, fp16, fp8, fp32"),
         ({"precision": "bf16", "device": find_device("V100")}, "choose fp16, fp32"),
     ],
@@ -55,6 +72,9 @@ def test_what_is_possible_passes():
     interleaved = {"virtual_pipeline_parallel_size": 2, "pipeline_schedule": "interleaved1f1b"}
     check_setup(replace(SETUP, tensor_parallel_size=8, pipeline_parallel_size=4, **interleaved))
     check_setup(replace(SETUP, model=EXPERTS, expert_parallel_size=64))
+    check_setup(replace(SETUP, **INTERLEAVED))
+    ends = replace(DENSE, num_layers=30)  # embedding and output layer have stages of their own
+    check_setup(replace(SETUP, model=ends, **INTERLEAVED | {"pipeline_parallel_size": 16}))
     check_setup(replace(SETUP, **EXPERT_RANKS))  # more expert ranks than data ranks: they take tensor ranks as well
     check_setup(replace(SETUP, context_parallel_size=4, tensor_parallel_size=16))
 

@@ -147,6 +147,20 @@ def test_when_nothing_is_possible_the_reasons_are_counted():
     assert sum(found.space.impossible.values()) == found.space.size == 4
 
 
+def test_a_batch_that_interleaved_stages_cannot_take_is_a_reason():
+    given = {"tensor_parallel_size": 8, "pipeline_parallel_size": 4, "virtual_pipeline_parallel_size": 2}
+    odd = replace(SETUP, **given, pipeline_schedule="interleaved1f1b", global_batch_size=10, micro_batch_size=1)
+    found = search(odd, ["context_parallel_size", "expert_parallel_size"])
+    assert not found.candidates and found.nearest is None and found.too_slow == 0
+    assert "micro-batches are no multiple of the pipeline ranks, as interleaved stages need" in found.space.impossible
+
+
+def test_ranks_that_share_an_expert_are_searched():
+    found = [each.setup for each in search(replace(SMALL, model=EXPERTS), count=20).candidates]
+    assert {setup.expert_tensor_parallel_size for setup in found} > {1}
+    assert all(setup.tensor_parallel_size % setup.expert_tensor_parallel_size == 0 for setup in found)
+
+
 def test_reasons_add_up_and_say_what_differs():
     found = search(SETUP, count=8)
     best = found.candidates[0]

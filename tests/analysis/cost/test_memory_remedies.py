@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from published_memory import A100, DEEPSEEK_V2, llama
 
+from analysis.cost.devices import CPU_CORE
 from analysis.cost.memory import fits, memory
 from analysis.cost.memory_remedies import remedies
 from analysis.cost.setup import Setup
@@ -49,3 +50,11 @@ def test_every_change_is_possible():
     assert not any(change.startswith(needs_data_ranks) for change in again)
     alone = {remedy.change for remedy in remedies(Setup(llama(2, 1024, 8, 4096), A100, 1, 4096, 8))}
     assert not any("parallel_size" in change or "sharding" in change for change in alone)
+
+
+def test_cores_share_one_memory():
+    machine = replace(A100, name=CPU_CORE, gpus_per_node=4)
+    crowded = replace(large(num_gpus=4, tensor_parallel_size=1), device=machine)
+    changed = " ".join(remedy.change for remedy in remedies(crowded))
+    assert "seq_length 8192 -> 4096" in changed
+    assert "tensor" not in changed and "pipeline" not in changed and "num_gpus" not in changed

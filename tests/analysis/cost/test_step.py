@@ -99,8 +99,31 @@ def test_ranks_that_share_an_expert_gather_its_tokens():
     whole = setup("mixtral-8x7b", num_gpus=64, tensor_parallel_size=4, pipeline_parallel_size=1, expert_parallel_size=8)
     apart, shared = (step_time(replace(whole, expert_tensor_parallel_size=size)) for size in (1, 4))
     assert shared.expert_communication > 1.5 * apart.expert_communication
+    alone = step_time(replace(whole, expert_parallel_size=1, expert_tensor_parallel_size=4))
+    assert alone.expert_communication > 0  # nothing is exchanged, all is gathered
     assert shared.linear == pytest.approx(apart.linear, rel=0.1)  # the same products, each cut in four
     assert shared.total > apart.total
+
+
+def test_dualpipe_hides_the_exchange_of_experts():
+    moe = setup("mixtral-8x7b", num_gpus=64, tensor_parallel_size=1, pipeline_parallel_size=4, expert_parallel_size=8)
+    plain, hidden = (step_time(replace(moe, pipeline_schedule=each)) for each in ("1f1b", "dualpipev"))
+    assert 0 < hidden.expert_communication < 0.2 * plain.expert_communication
+
+
+def test_sums_over_copies_of_the_shards_hide_behind_the_backward_pass():
+    sizes = {"pipeline_parallel_size": 1, "tensor_parallel_size": 1, "sharding": "zero3", "stack": "fsdp_eager"}
+    hybrid = setup("llama3-8b", **sizes, sharding_size=8, global_batch_size=512, micro_batch_size=8)
+    exposed = replace(constants_of("fsdp_eager"), data_overlap=0.0)
+    assert step_time(hybrid).data_communication < 0.5 * step_time(hybrid, exposed).data_communication
+
+
+def test_a_fused_loss_costs_less():
+    run = setup("gpt2", num_gpus=8, tensor_parallel_size=1, pipeline_parallel_size=1, seq_length=1024)
+    for fused in ("megatron", "fsdp_compiled"):
+        assert constants_of(fused).logit_bytes < 0.5 * constants_of("fsdp_eager").logit_bytes
+    written = replace(constants_of("megatron"), logit_bytes=24.0)
+    assert step_time(run).output_layer < 0.95 * step_time(run, written).output_layer
 
 
 def test_sharded_weights_are_fetched_for_every_micro_batch():

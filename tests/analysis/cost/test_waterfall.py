@@ -99,6 +99,16 @@ def test_a_change_that_does_not_fit_says_so():
     assert any(not remedy.fits and remedy.peak_gib > 75 for remedy in remedies)
 
 
+def test_where_a_setup_fits_only_changes_that_fit_are_proposed():
+    ampere = replace(SETUP, device=find_device("A100"), micro_batch_size=4, global_batch_size=1024)  # without fp8
+    full = replace(ampere, recompute_granularity="full", sharding="none")
+    found = waterfall(full)
+    assert fits(memory(full), full.device)
+    assert not fits(memory(replace(full, recompute_granularity="none")), full.device)
+    assert all(one.remedy is None or one.remedy.fits for one in found.reasons)
+    assert next(one for one in found.reasons if one.part == "recompute").remedy is None
+
+
 def test_calibrated_constants_are_used():
     from analysis.cost.stacks import constants_of
 
