@@ -2,8 +2,7 @@
 
     python -m benchmarks.cost_constants TABLE.csv [--leave-out | --five-runs] [--json FILE]
 
-Maximum a posteriori: the logarithm of every constant (log-odds of an overlap) has a normal prior around a value from
-the
+Maximum a posteriori: the logarithm of every constant (log-odds of an overlap) has a normal prior around a value from the
 literature. ln(predicted / measured) has a part that all runs of a source share (standard deviation BETWEEN) and one of
 each run (WITHIN), so that a source with a hundred runs does not outvote ten sources with a few. `--leave-out` leaves
 one source out and predicts it: what a new source may expect. `--five-runs` fits nothing of its own: it calibrates to

@@ -97,8 +97,9 @@ def micro_batches_in_flight(schedule: str, size: int, rank: int, stages_per_rank
 
     Under 1F1B rank r of p has p - r (Narayanan et al. 2021, arXiv:2104.04473, section 2.2.1); interleaved with v
     stages a rank, 2 (p - r - 1) + (v - 1) p + 1 of them before its first backward pass (ibid., section 2.2.2, and
-    Korthikanti et al. 2022, section 4.2.3, for r = 0); zbv p on every rank (Qi et al. 2024, arXiv:2405.15362,
-    section 4); dualpipev 2 p + 1 stages of half a rank.
+    Korthikanti et al. 2022, section 4.2.3, for r = 0); zb1p p and zb2p 2 p on every rank (Qi et al. 2023,
+    arXiv:2401.10241, section 4); zbv p on every rank (Qi et al. 2024, arXiv:2405.15362, section 4); dualpipev 2 p + 1
+    stages of half a rank.
     """
     if size == 1:
         return 1
@@ -106,6 +107,8 @@ def micro_batches_in_flight(schedule: str, size: int, rank: int, stages_per_rank
         "gpipe": micro_batches,
         "1f1b": size - rank,
         "interleaved1f1b": (2 * (size - rank - 1) + (stages_per_rank - 1) * size + 1) / stages_per_rank,
+        "zb1p": size,
+        "zb2p": 2 * size,
         "zbv": size,
         "dualpipev": size + 0.5,
     }[schedule]

@@ -63,7 +63,7 @@ class RunOptions:
     expert_parallel_size: Annotated[Size, _size("GPUs that hold different experts.")] = None
     expert_tensor_parallel_size: Annotated[Size, _size("GPUs that share the matrices of one expert.")] = None
     pipeline_schedule: Annotated[
-        Optional[str], typer.Option(help="gpipe, 1f1b, interleaved1f1b, zbv or dualpipev.")
+        Optional[str], typer.Option(help="gpipe, 1f1b, interleaved1f1b, zb1p, zb2p, zbv or dualpipev.")
     ] = None
     sharding: Annotated[Optional[str], typer.Option(help="none, zero1, zero2 or zero3 (FSDP).")] = None
     recompute_granularity: Annotated[Optional[str], typer.Option(help="none, selective (attention) or full.")] = None

@@ -19,6 +19,7 @@ from analysis.cost.measured_cells import (
     number,
     precision,
     recompute,
+    recompute_share,
     schedule,
     sharding,
     text_of,
@@ -28,8 +29,15 @@ from analysis.cost.measured_gaps import complete
 from analysis.cost.measured_layout import expert_sizes, layout_of, open_size
 from analysis.cost.measured_model import model_of
 from analysis.cost.measured_network import parse_network
+from analysis.cost.measured_software import (
+    compiles_loss,
+    divides_sequences,
+    flash_attention,
+    stack_of_row,
+    usual_micro_batch,
+    usual_virtual_stages,
+)
 from analysis.cost.setup import Precision, Setup, Sharding, Stack
-from analysis.cost.stacks import stack_of
 from scaling.errors import UserError
 
 #: Runs that others measured and published, each with its source: what the shipped constants were fitted to, and what
@@ -91,6 +99,8 @@ class Described:
 
     setup: Setup
     assumptions: tuple[str, ...]
+    #: Fields of the setup that the row leaves open and that were chosen as the fastest that fit.
+    open_fields: frozenset[str] = frozenset()
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -194,13 +204,20 @@ def describe(row: Row) -> Described:
     if layout.batch > _MOST_SEQUENCES:
         raise NotExpressible(f"global_batch = {layout.batch}: more sequences than a step has: are these tokens?")
     chunks = open_size(row, "vpp", assumed)
+    if chunks is None and layout.pipeline > 1 and (chunks := usual_virtual_stages(row)):
+        assumed.append(f"virtual_pipeline_parallel_size = {chunks}, the software's default")
+    if micro_batch is None:
+        sequences, stages = layout.batch // layout.data, layout.pipeline * (chunks or 1)
+        micro_batch = usual_micro_batch(row, sequences, stages)
+        if micro_batch:
+            assumed.append(f"micro_batch_size = {micro_batch}, the software's default")
     experts = expert_sizes(row, model, layout, assumed)
     order = schedule(row)
     if order not in (None, "interleaved1f1b"):
         if order in ("gpipe", "1f1b") and (chunks or 1) > 1:
             assumed.append(f"vpp = {chunks} is ignored: pipeline_schedule = {order} has no virtual stages")
         chunks = 1
-    kind, stack = _precision(row, device, assumed), _stack(row, assumed)
+    kind, stack = _precision(row, device, assumed), stack_of_row(row, assumed)
     again, apart, flash = recompute(row), flag(row, "seq_parallel"), flag(row, "flash_attention")
     if again is None and text_of(row, "recompute"):
         assumed.append(f"recompute = {row['recompute']} does not say how much")
@@ -217,13 +234,15 @@ def describe(row: Row) -> Described:
         context_parallel_size=layout.context,
         expert_parallel_size=experts[0],
         expert_tensor_parallel_size=experts[1],
-        sequence_parallel=_divides_sequences(row, stack) if apart is None else apart,
+        sequence_parallel=divides_sequences(row, stack) if apart is None else apart,
         pipeline_schedule="interleaved1f1b" if (chunks or 1) > 1 else order or "1f1b",
         sharding=_sharding(row, stack, assumed),
         sharding_size=_node(row, device, layout.data * layout.context),
         recompute_granularity=again or "none",
+        recompute_share=recompute_share(row),
         precision=kind,
-        flash_attention=stack != "megatron_2021" if flash is None else flash,
+        flash_attention=flash_attention(row, stack) if flash is None else flash,
+        compiled_loss=compiles_loss(row),
         stack=stack,
     )
     open_fields = set()
@@ -238,7 +257,7 @@ def describe(row: Row) -> Described:
         check_setup(setup)
     except UserError as error:
         raise NotExpressible(str(error)) from None
-    return Described(setup, (*assumed, *choices))
+    return Described(setup, (*assumed, *choices), frozenset(open_fields))
 
 
 def device_of(row: Row, assumed: list[str]) -> Device:
@@ -263,21 +282,6 @@ def _precision(row: Row, device: Device, assumed: list[str]) -> Precision:
     if " or " in text_of(row, "precision"):
         assumed.append(f"precision = {row['precision']} is read as {found}")
     return found
-
-
-def _divides_sequences(row: Row, stack: Stack) -> bool:
-    """Whether tensor ranks divide norms and residuals as well, as Megatron-LM does since 2022."""
-    return stack != "megatron_2021" or "2023" in text_of(row, "framework")
-
-
-def _stack(row: Row, assumed: list[str]) -> Stack:
-    framework = row.get("framework") or ""
-    stack = stack_of(framework)
-    if stack is None:
-        divided = any((whole(row, name) or 1) > 1 for name in ("tp", "pp", "cp", "ep"))
-        stack = "megatron" if divided or precision(row) not in (None, "bf16", "fp16", "fp32") else "fsdp_eager"
-        assumed.append(f"software {framework or 'not given'}: taken for the stack {stack}, by its layout")
-    return stack
 
 
 def _sharding(row: Row, stack: Stack, assumed: list[str]) -> Sharding:

@@ -1,4 +1,4 @@
-"""Step times that no run can have had, or that only a mistake in its row explains: a wrong unit, batch or layout."""
+"""What no run can have had, or only a mistake in its row explains: a wrong unit, batch, layout or device."""
 
 from analysis.cost.counts import flops_per_token
 from analysis.cost.setup import Setup
@@ -23,6 +23,17 @@ def too_fast(setup: Setup, seconds: float) -> str | None:
     return (
         f"a step of {seconds:g} s is faster than the {least:.3g} s of its model FLOPs at the dense {setup.precision} "
         f"peak of {setup.num_gpus} {setup.device.name}: correct its unit, batch, precision or number of GPUs"
+    )
+
+
+def too_large(setup: Setup, gib: float) -> str | None:
+    """Why no GPU can have had a peak of `gib`; None where it can."""
+    device = setup.device
+    if gib * 2**30 <= device.memory_bytes:
+        return None
+    return (
+        f"a peak of {gib:g} GiB is more than the {device.memory_bytes / 2**30:.0f} GiB of {device.name}: "
+        "correct its unit or the device"
     )
 
 

@@ -35,10 +35,21 @@ _PRECISIONS: tuple[tuple[Precision, str], ...] = (
 _NO_RECOMPUTE = frozenset({"none", "no", "false", "0", "0.0", "off", "n", "disabled"})
 #: Parts of a layer that Megatron's selective recomputation names, and torch's policy by operator.
 _PARTS = frozenset({"op", "ops", "sac", "core", "attn", "attention", "mlp", "moe", "layernorm", "modules"})
+#: Who recomputes some layers whole and others not: "selective-layer (every 2nd)".
+_EVERY_OTHER = re.compile(r"selective.layer|every (2nd|second|other)")
 _FULL = frozenset({"full", "block", "uniform", "true", "yes", "1", "1.0", "on", "y", "all", "every", "checkpointing"})
 
-#: Words of a framework's name that tell of a pipeline schedule.
-_SCHEDULES: tuple[tuple[str, Schedule], ...] = (("zero bubble", "zbv"), ("dualpipe", "dualpipev"))
+#: Other words for a pipeline schedule, without blanks and hyphens; those of a framework's name tell of one too, and
+#: there the first that fits counts. ZB-H1 and ZB-H2 are the same two drawn by hand.
+_SCHEDULES: dict[str, Schedule] = {
+    "zb1p": "zb1p",
+    "zbh1": "zb1p",
+    "zb2p": "zb2p",
+    "zbh2": "zb2p",
+    "zerobubble": "zbv",
+    "dualpipe": "dualpipev",
+}
+_INTERLEAVED = ("interleaved", "1f1binterleaved", "1f1bi")
 
 
 class NotExpressible(Exception):
@@ -119,6 +130,8 @@ def recompute(row: Row) -> Recompute | None:
         return None
     if words[0] in _NO_RECOMPUTE:
         return "none"
+    if _EVERY_OTHER.search(text):
+        return "full"
     if any(word.startswith("select") for word in words):
         return "selective"
     if _FULL & set(words):
@@ -126,16 +139,23 @@ def recompute(row: Row) -> Recompute | None:
     return "selective" if _PARTS & set(words) else None
 
 
+def recompute_share(row: Row) -> float:
+    """Share of the layers that are recomputed."""
+    return 0.5 if _EVERY_OTHER.search(text_of(row, "recompute")) else 1.0
+
+
 def schedule(row: Row) -> Schedule | None:
     """The pipeline's, from its own column or the framework's name; None when neither says it."""
-    stated = text_of(row, "pipeline_schedule").replace("-", "")
+    stated, framework = (re.sub(r"[-_ ]", "", text_of(row, name)) for name in ("pipeline_schedule", "framework"))
     names = get_args(Schedule)
-    if stated and stated not in names:
+    if not stated:
+        return next((found for word, found in _SCHEDULES.items() if word in framework), None)
+    if stated in _INTERLEAVED:
+        return "interleaved1f1b"
+    found = stated if stated in names else _SCHEDULES.get(stated)
+    if found is None:
         raise NotExpressible(f"pipeline_schedule = {row['pipeline_schedule']}: is none of {', '.join(names)}")
-    if stated:
-        return stated  # type: ignore[return-value]
-    framework = text_of(row, "framework")
-    return next((found for word, found in _SCHEDULES if word in framework), None)
+    return found  # type: ignore[return-value]
 
 
 def sharding(row: Row) -> Sharding | None:

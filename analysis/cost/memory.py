@@ -9,11 +9,12 @@ that torch's allocator has taken from the device (`max_memory_reserved`), and th
 Of N parameters on a rank, R ranks share what is sharded (Rajbhandari et al. 2020, arXiv:1910.02054, section 5):
 
     weights, gradients, main weights, optimizer   bytes by stack (analysis/cost/memory_stacks.py); zero1 divides the
-                                                  last two by R, zero2 gradients too, zero3 weights too
+                                                  last two by R, zero2 gradients too, zero3 weights too; torch's FSDP
+                                                  divides weights under zero2 as well, and keeps them gathered
     activations    scaling/activations.py, by layer and micro-batch in flight; layers' inputs under full recomputation
     transient      the larger of: the logits and the loss; one layer's backward pass, recomputed where it has to be
-    communication  zero3: units gathered, one ahead, and a gradient being reduced; all units of a stage in a pipeline,
-                   whose micro-batches would otherwise gather them again and again
+    communication  zero3: units gathered, one ahead, and a gradient being reduced; all units of a stage under FSDP's
+                   zero2 and in a pipeline, whose micro-batches would otherwise gather them again and again
     workspace      cuBLAS, and what a stack caches
 """
 
@@ -172,7 +173,7 @@ def _sizes(setup: Setup, stack: StackMemory, moe: bool) -> LayerSizes:
 
 def stages_per_rank(setup: Setup) -> int:
     """Pipeline stages of one rank under the setup's schedule."""
-    if setup.pipeline_parallel_size == 1 or setup.pipeline_schedule in ("gpipe", "1f1b"):
+    if setup.pipeline_parallel_size == 1 or setup.pipeline_schedule in ("gpipe", "1f1b", "zb1p", "zb2p"):
         return 1
     return setup.virtual_pipeline_parallel_size if setup.pipeline_schedule == "interleaved1f1b" else 2
 
@@ -188,14 +189,20 @@ def _stages(setup: Setup, rank: int) -> Sequence[int]:
 def _heaviest(setup: Setup, stack: StackMemory) -> Iterator[tuple[int, _Held]]:
     """Pipeline ranks of which one needs most: of those that hold alike, the one with most micro-batches in flight.
 
-    Layers are spread evenly over the stages; those of multi-token prediction are on the last.
+    Layers are spread evenly over the stages, or the ends have one less; those of multi-token prediction are on the last.
     """
     arch, size, each = setup.model, setup.pipeline_parallel_size, stages_per_rank(setup)
     count, num_dense = size * each, arch.num_layers - arch.num_moe_layers
+    missing = 1 if setup.shortens_ends else 0
+    slots = arch.num_layers + 2 * missing
+
+    def first_layer(stage: int) -> int:
+        return min(arch.num_layers, max(0, slots * stage // count - missing))
+
     most: dict[tuple[int, int, bool, bool], tuple[float, int]] = {}
     for rank in range(size):
         mine = _stages(setup, rank)
-        ends = [(arch.num_layers * stage // count, arch.num_layers * (stage + 1) // count) for stage in mine]
+        ends = [(first_layer(stage), first_layer(stage + 1)) for stage in mine]
         dense = sum(max(0, min(end, num_dense) - start) for start, end in ends)
         moe = sum(end - start for start, end in ends) - dense
         first, last = mine[0] == 0, mine[-1] == count - 1
@@ -227,7 +234,7 @@ def _rank_tensors(setup: Setup, stack: StackMemory, held: _Held) -> dict[str, fl
     at_loss, in_backward = _at_loss(setup, stack, held), _in_backward(setup, stack, held)
     transient = max(at_loss, in_backward, key=lambda part: sum(part.values()))
     return {
-        "weights": state(stack.weights, 3),
+        "weights": state(stack.weights, 2 if setup.is_fsdp else 3),
         "gradients": state(stack.gradients, 2),
         "main_weights": state(stack.main_weights, 1),
         "optimizer": state(stack.optimizer, 1),
@@ -255,13 +262,14 @@ def _parameters(setup: Setup, held: _Held) -> tuple[float, float]:
 
 
 def _activations(setup: Setup, stack: StackMemory, held: _Held) -> float:
-    """All micro-batches in flight, and what the last norm keeps: its input and its output."""
+    """All micro-batches in flight, and at the end of the model the last norm's input and what the output layer takes."""
     sent = stack.keeps_sent and setup.pipeline_parallel_size > 1
-    divided = setup.model.hidden_size / (setup.tensor_parallel_size if setup.sequence_parallel else 1)
-    residual = setup.micro_batch_tokens * stack.kept.norm_input * divided
+    hidden = setup.micro_batch_tokens * stack.kept.norm_input * setup.model.hidden_size
+    residual = hidden / (setup.tensor_parallel_size if setup.sequence_parallel else 1)
+    last = residual + (hidden if stack.keeps_gathered else residual)
     share = setup.recompute_share if setup.recompute_granularity == "full" else 0.0
     kept = sum(count * (share * residual + (1 - share) * block.kept) for block, count in held.blocks)
-    return held.in_flight * (kept + sent * residual) + (2 * residual if held.last else 0.0)
+    return held.in_flight * (kept + sent * residual) + (last if held.last else 0.0)
 
 
 def _at_loss(setup: Setup, stack: StackMemory, held: _Held) -> dict[str, float]:
@@ -292,9 +300,13 @@ def _in_backward(setup: Setup, stack: StackMemory, held: _Held) -> dict[str, flo
 
 
 def _kept_whole(setup: Setup, stack: StackMemory, parameters: float) -> float:
-    """Under zero3 in a pipeline, weights stay gathered and gradients unsharded from one micro-batch to the next."""
-    whole = setup.sharding == "zero3" and setup.pipeline_parallel_size > 1
-    return (stack.gathered + stack.reduced) * parameters if whole else 0.0
+    """What FSDP does not give back: weights until their backward pass under zero2, weights and gradients in a pipeline.
+
+    There they stay, gathered and unsharded, from one micro-batch to the next.
+    """
+    if setup.fetches_weights and setup.pipeline_parallel_size > 1:
+        return (stack.gathered + stack.reduced) * parameters
+    return stack.gathered * parameters if setup.fetches_weights and setup.sharding == "zero2" else 0.0
 
 
 def _cached(setup: Setup, stack: StackMemory, held: _Held) -> float:

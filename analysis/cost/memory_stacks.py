@@ -13,10 +13,12 @@ megatron_2021  Megatron-LM and Megatron-DeepSpeed of the GPT-3 years: dropout, w
                stage's output is kept after it is sent.
 fsdp_eager     torch FSDP: fp32 weights, gathered in bf16 and reduced in fp32; autograd keeps every input, gathered ones
                too; the loss has the logits in bf16 and, in fp32, their copy, the log-softmax and the gradient: 14
-               (torch.nn.functional.cross_entropy of logits that the training loop still holds).
+               (torch.nn.functional.cross_entropy of logits that the training loop still holds). Where tensor ranks
+               divide the logits, the backward pass has log-softmax, one-hot, their sum and the gradient at once: 18
+               (torch.distributed.tensor.parallel.loss_parallel).
 fsdp_compiled  the same through torch.compile, whose partitioner computes element-wise results again (He & Yu 2023,
-               pytorch/functorch min_cut_rematerialization_partition): norms' and activations' outputs are not kept.
-               Blocks are compiled one by one, the loss is not.
+               pytorch/functorch min_cut_rematerialization_partition): norms' and activations' outputs are not kept, nor
+               is what no backward pass takes. A compiled loss has the logits and their gradient in bf16, no more.
 eager          plain torch with mixed precision by hand: as fsdp_eager, and bf16 gradients are summed in fp32.
 """
 
@@ -90,22 +92,23 @@ def stack_memory(setup: Setup) -> StackMemory:
         # the products' inputs in low precision; attention keeps its output in bf16 for itself
         kept = replace(kept, norm_output=low, product=low, attention_output=kept.attention_output + low)
     if setup.recompute_granularity == "selective":
-        kept = _selective(kept, megatron, setup.tensor_parallel_size > 1)
+        kept = _selective(setup, kept, megatron)
     return _by_stack(setup, kept, element, low)
 
 
-def _selective(kept: Kept, megatron: bool, divided: bool) -> Kept:
-    """What is kept under selective recomputation; `divided` over tensor ranks.
+def _selective(setup: Setup, kept: Kept, megatron: bool) -> Kept:
+    """What is kept under selective recomputation.
 
     Megatron computes attention anew from queries, keys and values (Korthikanti et al. 2022, section 5): no scores.
     Torch's policy (torchtitan, distributed/activation_checkpoint.py) keeps attention's output and every other product's
-    (queries, values, gate, the MLP's output), and what collectives give, and the layer's input.
+    (queries, values, gate, the MLP's output, which a compiled block drops), what collectives give, and the layer's
+    input.
     """
     if megatron:
         return replace(kept, scores=0.0, softmax_statistics=0.0)
     kept = replace(kept, key=0.0, columns=kept.columns / 2, activated=0.0, product=0.0, scores=0.0)
-    if not divided:
-        return replace(kept, norm_output=0.0)
+    if setup.tensor_parallel_size == 1:
+        return replace(kept, norm_output=0.0, norm_inputs=1 if setup.stack == "fsdp_compiled" else 2)
     # the MLP's output before it is summed over the ranks, whole, and two sums
     return replace(kept, norm_output=kept.norm_input / 2, norm_inputs=3)
 
@@ -122,4 +125,7 @@ def _by_stack(setup: Setup, kept: Kept, element: float, low: float | None) -> St
     if setup.stack == "untuned":
         summed = 4.0 + (element if main else 0.0)
         return StackMemory(kept, element, summed, main, gathered=element, reduced=element, keeps_gathered=True)
-    return StackMemory(kept, 4.0, 4.0, 0.0, gathered=element, logits=element + 12.0, keeps_gathered=True)
+    divided = setup.tensor_parallel_size > 1
+    compiled = setup.stack == "fsdp_compiled" and setup.compiled_loss and not divided
+    loss = 2 * element if compiled else element + (16.0 if divided else 12.0)
+    return StackMemory(kept, 4.0, 4.0, 0.0, gathered=element, logits=loss, keeps_gathered=True)

@@ -10,7 +10,8 @@ Precision = Literal["fp32", "fp16", "bf16", "fp8", "mxfp8", "nvfp4"]
 Recompute = Literal["none", "selective", "full"]
 #: none: every data rank has everything; zero1 divides optimizer state, zero2 gradients too, zero3 weights too (FSDP).
 Sharding = Literal["none", "zero1", "zero2", "zero3"]
-Schedule = Literal["gpipe", "1f1b", "interleaved1f1b", "zbv", "dualpipev"]
+#: zb1p and zb2p fill the bubble with weights' gradients put off, in as much memory as 1F1B takes and in twice that.
+Schedule = Literal["gpipe", "1f1b", "interleaved1f1b", "zb1p", "zb2p", "zbv", "dualpipev"]
 #: What the constants of the cost model are kept by; see stacks.yaml for what each means.
 Stack = Literal["megatron", "megatron_2021", "fsdp_compiled", "fsdp_eager", "untuned"]
 
@@ -49,12 +50,25 @@ class Setup:
     precision: Precision = "bf16"
     #: Whether attention never writes its scores to memory (flash attention, cuDNN's).
     flash_attention: bool = True
+    #: Whether fsdp_compiled compiles the loss too, as torchtitan has since 2025-04 and whoever has it in the model.
+    compiled_loss: bool = True
     stack: Stack = "megatron"
 
     @property
     def data_parallel_size(self) -> int:
         """Ranks that train different sequences with the same weights."""
         return self.num_gpus // (self.tensor_parallel_size * self.pipeline_parallel_size * self.context_parallel_size)
+
+    @property
+    def shortens_ends(self) -> bool:
+        """Whether the first and the last stage have a layer less than the others.
+
+        They do when stages are even only if embedding and output layer count as a layer each: then whoever chose the
+        numbers left the ends that much shorter (as Llama 3 did: Grattafiori et al. 2024, section 3.3.2).
+        """
+        stages = self.pipeline_parallel_size * self.virtual_pipeline_parallel_size
+        layers = self.model.num_layers
+        return stages > 1 and layers % stages != 0 and (layers + 2) % stages == 0
 
     @property
     def expert_ranks(self) -> int:

@@ -24,7 +24,15 @@ from analysis.cost.stacks import Constants, constants_of
 #: parameter: gradient, weight and two moments read, three written in float32 and the weight in 16 bits.
 _WEIGHT_BYTES, _GRADIENT_BYTES, _OPTIMIZER_BYTES = 2.0, 4.0, 30.0
 #: Part of the bubble that a schedule leaves, against 1F1B's.
-_BUBBLE = {"gpipe": 1.0, "1f1b": 1.0, "interleaved1f1b": 1.0, "zbv": 1 / 3, "dualpipev": 1 / 3}
+_BUBBLE = {
+    "gpipe": 1.0,
+    "1f1b": 1.0,
+    "interleaved1f1b": 1.0,
+    "zb1p": 1 / 3,
+    "zb2p": 0.0,
+    "zbv": 1 / 3,
+    "dualpipev": 1 / 3,
+}
 #: Parts of a step in which the GPU computes; in the others it waits. And how far their share may be off, either way.
 _COMPUTE = ("linear", "attention", "elementwise", "output_layer", "recompute", "optimizer")
 _BUSY_ERROR = 0.1
@@ -143,16 +151,27 @@ def _fetched_weights(setup: Setup, constants: Constants, moe: bool) -> tuple[flo
     if not setup.fetches_weights:
         return 0.0, 0.0
     block = block_parameters(setup.model, moe)
-    held = (block.total - block.routed_experts) / setup.tensor_parallel_size
-    held += block.routed_experts / setup.expert_ranks
-    size = setup.sharding_ranks
-    crosses = size * setup.tensor_parallel_size > setup.device.scale_up_size
-    slower = constants.fetch_slowdown if crosses else 1.0
+    # (parameters that a rank holds, ranks that share them, ranks between two of these)
+    parts = [
+        (
+            (block.total - block.routed_experts) / setup.tensor_parallel_size,
+            setup.sharding_ranks,
+            setup.tensor_parallel_size,
+        )
+    ]
+    if moe:
+        parts.append(
+            (block.routed_experts / setup.expert_ranks, round(setup.expert_sharding_ranks), setup.expert_ranks)
+        )
 
-    def seconds(num_bytes: float) -> float:
-        return slower * gather_seconds(num_bytes, size, setup.tensor_parallel_size, setup.device, constants)
+    def seconds(bytes_each: float) -> float:
+        total = 0.0
+        for held, size, stride in parts:
+            slower = constants.fetch_slowdown if size * stride > setup.device.scale_up_size else 1.0
+            total += slower * gather_seconds(bytes_each * held, size, stride, setup.device, constants)
+        return total
 
-    return seconds(_WEIGHT_BYTES * held), seconds(_GRADIENT_BYTES * held)
+    return seconds(_WEIGHT_BYTES), seconds(_GRADIENT_BYTES)
 
 
 def _output_seconds(setup: Setup, constants: Constants, rates: Rates) -> float:
@@ -168,13 +187,10 @@ def _output_seconds(setup: Setup, constants: Constants, rates: Rates) -> float:
 def _slowest_stage(setup: Setup, one_pass: float, head: float) -> float:
     """Seconds of a micro-batch on the pipeline rank that takes longest; one_pass: of its layers, mean over the ranks.
 
-    The last rank has the output layer besides, unless stages are even only when this and the embedding count as a layer
-    each: then whoever chose them left the ends that much shorter (as Llama 3 did: Grattafiori et al. 2024, section
-    3.3.2).
+    The last rank has the output layer besides, and a layer less where the ends are shorter.
     """
     ranks, layers = setup.pipeline_parallel_size, setup.model.num_layers
-    stages = ranks * setup.virtual_pipeline_parallel_size
-    if layers % stages == 0 or (layers + 2) % stages:
+    if not setup.shortens_ends:
         return one_pass + head
     layer = one_pass * ranks / layers
     longest = layer * (layers + 2) / ranks

@@ -12,8 +12,8 @@ from typing import Any
 
 from analysis.cost.calibration import Calibration, step_interval
 from analysis.cost.interval import Interval
-from analysis.cost.measured import Measured, describe, measurements
-from analysis.cost.measured_bounds import seconds_at_peak, too_fast
+from analysis.cost.measured import Described, Measured, describe, measurements
+from analysis.cost.measured_bounds import seconds_at_peak, too_fast, too_large
 from analysis.cost.measured_cells import NotExpressible, Row
 from analysis.cost.measured_hours import baseline_hours, predicted_hours
 from analysis.cost.memory import memory
@@ -101,8 +101,9 @@ def compare(
         if measured.step_seconds or measured.peak_gib:
             try:
                 described = describe(row)
-                found += _step_and_memory(name, group, described.setup, measured, calibration)
+                found += _step(name, group, described.setup, measured, calibration)
                 said += described.assumptions
+                found += _memory(name, group, described, measured)
             except NotExpressible as error:
                 refused.append({"id": name, "reason": str(error)})
         if measured.gpu_hours:
@@ -121,29 +122,31 @@ def compare(
     return found, refused, assumed
 
 
-def _step_and_memory(
-    name: str,
-    group: str,
-    setup: Setup,
-    measured: Measured,
-    calibration: Calibration | None,
-) -> list[Comparison]:
+def _step(name: str, group: str, setup: Setup, measured: Measured, calibration: Calibration | None) -> list[Comparison]:
     """Raises NotExpressible for a step time that no run can have had."""
-    found = []
-    seconds, gib = measured.step_seconds, measured.peak_gib
-    if seconds:
-        if problem := too_fast(setup, seconds):
-            raise NotExpressible(problem)
-        predicted = step_interval(setup, calibration)
-        found.append(Comparison(name, group, "step_time", predicted, seconds, baseline_seconds(setup), setup.stack))
-    if gib:
-        found.append(Comparison(name, group, "memory", _memory_gib(setup, measured), gib, None))
-    return found
+    seconds = measured.step_seconds
+    if not seconds:
+        return []
+    if problem := too_fast(setup, seconds):
+        raise NotExpressible(problem)
+    predicted = step_interval(setup, calibration)
+    return [Comparison(name, group, "step_time", predicted, seconds, baseline_seconds(setup), setup.stack)]
 
 
-def _memory_gib(setup: Setup, measured: Measured) -> Interval:
-    """The estimate of what was measured: tensors, the allocator's share, or all that the device shows."""
-    return memory(setup).interval(measured.memory_metric).scaled(1 / 2**30)
+def _memory(name: str, group: str, described: Described, measured: Measured) -> list[Comparison]:
+    """The estimate of what was measured: tensors, the allocator's share, or all that the device shows.
+
+    Raises NotExpressible for a peak that no run can have had, and where what it depends on most is not known.
+    """
+    setup, gib = described.setup, measured.peak_gib
+    if not gib:
+        return []
+    if problem := too_large(setup, gib):
+        raise NotExpressible(problem)
+    if "micro_batch_size" in described.open_fields:
+        raise NotExpressible("peak memory: micro_batch is not given")
+    predicted = memory(setup).interval(measured.memory_metric).scaled(1 / 2**30)
+    return [Comparison(name, group, "memory", predicted, gib, None)]
 
 
 def baseline_seconds(setup: Setup, utilisation: float = BASELINE_UTILISATION) -> float:

@@ -193,4 +193,4 @@ def test_fsdp_divides_weights_where_memory_asks_for_it():
         template = replace(SMALL, device=find_device(gpu), num_gpus=8, stack="fsdp_eager", global_batch_size=8)
         return search(template).candidates[0].setup.sharding
 
-    assert sharding("B300") == "zero2" and sharding("A100") == "zero3"
+    assert sharding("B300") == "zero2" and sharding("A100-40GB") == "zero3"

@@ -182,6 +182,9 @@ def test_the_network_beside_the_gpus_name_counts():
         ({"pipeline_schedule": "zbv", "vpp": "2"}, "zbv", 1),
         ({"framework": "Megatron-Core with DualPipe"}, "dualpipev", 1),
         ({"framework": "Megatron-LM 2023 + zero bubble"}, "zbv", 1),
+        ({"framework": "Megatron-LM 2023 + zero bubble ZB-2p"}, "zb2p", 1),
+        ({"pipeline_schedule": "ZB-H1", "vpp": ""}, "zb1p", 1),
+        ({"pipeline_schedule": "Interleaved 1F1B", "vpp": "2"}, "interleaved1f1b", 2),
     ],
 )
 def test_the_pipeline_schedule_is_read(changes, schedule, chunks):
@@ -198,6 +201,55 @@ def test_attention_that_writes_its_scores_may_be_stated():
     assert describe(row()).setup.flash_attention
     assert not describe(row(flash_attention="False")).setup.flash_attention
     assert not describe(row(framework="Megatron-LM 2023")).setup.flash_attention
+    assert describe(row(framework="Megatron-LM 2023, flash attention")).setup.flash_attention
+
+
+def test_software_is_that_of_its_day():
+    def stack(**changes):
+        return describe(row(framework="", **changes)).setup.stack
+
+    assert stack(date="2022-07") == "megatron_2021" and stack(date="2024-01") == stack() == "megatron"
+    assert stack(date="2022-07", gpu="H100", precision="fp8") == "megatron", "there was no fp8 then"
+    said = describe(row(framework="", date="2022-07")).assumptions
+    assert "software not given: taken for the stack megatron_2021, by its layout and date" in said
+
+    def compiled(framework, date):
+        return describe(row(framework=framework, date=date)).setup.compiled_loss
+
+    assert not compiled("torchtitan 2024-12, torch.compile", "2024-12")
+    assert compiled("torchtitan, torch.compile", "2025-06") and compiled("torchtitan, torch.compile", "")
+    assert compiled("nanoGPT, torch.compile", "2023-02") and not compiled("litgpt, torch.compile", "2025-06")
+
+
+TITAN = {"micro_batch": "", "vpp": "", "tp": "2", "pp": "4", "dp": "8", "global_batch": "256"}
+
+
+@pytest.mark.parametrize(
+    ("framework", "date", "micro_batch", "chunks"),
+    [
+        ("torchtitan 2024-12", "2024-12", 8, 1),
+        ("torchtitan 2024-12, Interleaved 1F1B", "2024-12", 4, 2),
+        ("torchtitan 2025-06", "2025-06", 1, 1),
+    ],
+)
+def test_torchtitans_micro_batch_is_its_default_of_the_day(framework, date, micro_batch, chunks):
+    """Before 2025-04 there were as many micro-batches as stages: 32 sequences of a rank over 4 or 8."""
+    found = describe(row(framework=framework, date=date, **TITAN))
+    assert (found.setup.micro_batch_size, found.setup.virtual_pipeline_parallel_size) == (micro_batch, chunks)
+    assert f"micro_batch_size = {micro_batch}, the software's default" in found.assumptions
+    assert "micro_batch_size" not in found.open_fields
+
+
+def test_a_flat_batch_of_torchtitan_was_not_accumulated_until_it_could_be():
+    flat = TITAN | {"tp": "1", "pp": "1", "dp": "64", "global_batch": "128", "zero_or_fsdp": "FSDP"}
+    assert describe(row(framework="torchtitan", date="2024-12", **flat)).setup.micro_batch_size == 2
+    assert "micro_batch_size" in describe(row(framework="torchtitan", date="2025-09", **flat)).open_fields
+
+
+def test_every_other_layer_is_half_of_full_recomputation():
+    found = describe(row(recompute="selective-layer (every 2nd layer)")).setup
+    assert (found.recompute_granularity, found.recompute_share) == ("full", 0.5)
+    assert describe(row(recompute="full")).setup.recompute_share == 1.0
 
 
 def test_tensor_ranks_share_an_expert_where_a_row_says_nothing_else_and_ranks_are_there():

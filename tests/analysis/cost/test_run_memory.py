@@ -165,6 +165,8 @@ def test_schedules_hold_as_many_micro_batches_as_they_should():
     assert activations(pipeline_schedule="gpipe") == pytest.approx(16 * one, rel=0.01)
     interleaved = activations(pipeline_schedule="interleaved1f1b", virtual_pipeline_parallel_size=4)
     assert interleaved == pytest.approx(4 * (1 + 3 / 16) * one), "Korthikanti et al. 2022, section 4.2.3"
+    assert activations(pipeline_schedule="zb1p") == pytest.approx(4 * one, rel=0.01), "Qi et al. 2023, section 4"
+    assert activations(pipeline_schedule="zb2p") == pytest.approx(8 * one, rel=0.01)
     assert activations(pipeline_schedule="zbv") == pytest.approx(4 * one, rel=0.01)
     assert activations(pipeline_schedule="dualpipev") == pytest.approx(4.5 * one, rel=0.01)
 
@@ -174,6 +176,12 @@ def test_recomputation_sequence_context_and_precision_save_what_they_should():
     assert kept[0] > 2 * kept[1] > 4 * kept[2]
     half = activations(recompute_granularity="full", recompute_share=0.5, stack="fsdp_eager")
     assert half == pytest.approx((kept[0] + kept[2]) / 2, rel=0.01)
+    eager, compiled = (
+        activations(recompute_granularity="selective", stack=stack, pipeline_parallel_size=2)
+        for stack in ("fsdp_eager", "fsdp_compiled")
+    )
+    dropped = 2 * 8 * 4096 * 2 * 1024  # micro-batches, layers, tokens, and the MLP's output in bf16
+    assert eager - compiled == pytest.approx(dropped, rel=0.01), "what no backward pass takes"
     unfused = activations(flash_attention=False), activations(flash_attention=False, recompute_granularity="selective")
     assert unfused[1] == pytest.approx(activations(), rel=0.01) and unfused[0] > 3 * unfused[1]
     model = llama(4, 1024, 16, 4096)
@@ -188,6 +196,40 @@ def test_recomputation_sequence_context_and_precision_save_what_they_should():
     low = Setup(model, A100, 1, 4096, 8, precision="fp8")
     assert memory(low).tensors["activations"] < whole
     assert memory(low).tensors["workspace"] > memory(replace(low, precision="bf16")).tensors["workspace"]
+
+
+def test_ends_of_a_pipeline_are_a_layer_shorter_where_that_makes_stages_even():
+    """14 layers on 4 ranks: 3 4 4 3, so that rank 0 holds 3 of them and 4 micro-batches."""
+    each = activations(pipeline_schedule="1f1b") / 16  # of 4 layers and 4 micro-batches
+    setup = Setup(llama(14, 1024, 16, 4096, vocab=512), A100, 16, 4096, 64, pipeline_parallel_size=4)
+    found = memory(setup)
+    assert setup.shortens_ends and not replace(setup, pipeline_parallel_size=2).shortens_ends
+    assert found.pipeline_rank == 1
+    assert found.tensors["activations"] == pytest.approx(3 * 4 * each, rel=0.01), "3 in flight of 4 layers"
+
+
+def test_what_a_torch_loss_holds_of_each_logit():
+    """bf16 logits and gradient where it is compiled, fp32 copies elsewhere; see memory_stacks."""
+    model = llama(2, 1024, 16, 4096, vocab=128256)
+
+    def bytes_of_a_logit(**fields) -> float:
+        setup = Setup(model, A100, 8, 4096, 8, sharding="zero3", **fields)
+        ranks = setup.tensor_parallel_size
+        return memory(setup).tensors["logits"] / (4096 * 128256 / ranks)
+
+    assert bytes_of_a_logit(stack="fsdp_compiled") == pytest.approx(4)
+    assert bytes_of_a_logit(stack="fsdp_compiled", compiled_loss=False) == pytest.approx(14)
+    assert bytes_of_a_logit(stack="fsdp_eager") == pytest.approx(14)
+    assert bytes_of_a_logit(stack="fsdp_eager", tensor_parallel_size=8) == pytest.approx(18)
+
+
+def test_fsdps_zero2_divides_weights_and_keeps_them_gathered():
+    model = llama(16, 1024, 16, 4096)
+    setup = Setup(model, A100, 8, 4096, 8, sharding="zero2", stack="fsdp_eager")
+    two, three = memory(setup), memory(replace(setup, sharding="zero3"))
+    assert two.tensors["weights"] == three.tensors["weights"]
+    assert two.tensors["communication"] == pytest.approx(2 * parameters(model).total, rel=0.1)
+    assert memory(replace(setup, stack="megatron")).tensors["weights"] == 2 * parameters(model).total
 
 
 def test_fsdp_in_a_pipeline_keeps_weights_gathered():

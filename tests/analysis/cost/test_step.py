@@ -9,7 +9,7 @@ import pytest
 from setups import setup
 
 from analysis.cost.collectives import gather_seconds
-from analysis.cost.counts import flops_per_token
+from analysis.cost.counts import block_parameters, flops_per_token
 from analysis.cost.measured import PUBLISHED, describe, measurements, read_rows
 from analysis.cost.stacks import constants_of, stack_names
 from analysis.cost.step import StepTime, step_time
@@ -36,7 +36,9 @@ def test_pipeline_bubble_shrinks_with_chunks_and_micro_batches_and_zero_bubble_s
     assert chunked.pipeline_bubble == pytest.approx(plain.pipeline_bubble / 5)
     share = [step_time(setup(global_batch_size=size)).pipeline_bubble for size in (64, 256)]
     assert share[0] == pytest.approx(share[1])  # the same seconds, over a quarter of the work
-    assert step_time(setup(pipeline_schedule="zbv")).pipeline_bubble < plain.pipeline_bubble / 2
+    for schedule in ("zb1p", "zbv"):
+        assert step_time(setup(pipeline_schedule=schedule)).pipeline_bubble < plain.pipeline_bubble / 2
+    assert step_time(setup(pipeline_schedule="zb2p")).pipeline_bubble == 0
     assert step_time(setup(pipeline_parallel_size=1)).pipeline_bubble == 0
 
 
@@ -132,6 +134,18 @@ def test_sharded_weights_are_fetched_for_every_micro_batch():
     many = replace(few, micro_batch_size=1, seq_length=512)
     fetched = [step_time(one).weight_communication / step_time(one).total for one in (few, many)]
     assert fetched[1] > fetched[0]
+
+
+def test_experts_that_fewer_ranks_share_come_through_each_ranks_own_card():
+    """Expert ranks 8 apart have a node's eight cards to themselves, but each group only its own one."""
+    sizes = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "sharding": "zero3", "num_gpus": 128}
+    apart = setup("mixtral-8x22b", **sizes, expert_parallel_size=8, global_batch_size=128, seq_length=4096)
+    slow = replace(constants_of("megatron"), weight_overlap=0.0)
+    seconds = step_time(apart, slow).weight_communication
+    experts = block_parameters(apart.model, moe=True).routed_experts / 8 * apart.model.num_layers
+    through_one_card = apart.device.scale_out_bandwidth * slow.network_efficiency
+    # gathered twice in 16 bits and scattered once in 32, over 16 ranks
+    assert seconds > 15 / 16 * (2 + 2 + 4) * experts / through_one_card
 
 
 #: Mean absolute errors, percent, that published runs are predicted within; what was measured when it was set is some

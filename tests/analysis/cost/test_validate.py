@@ -46,6 +46,18 @@ def test_steps_faster_than_the_peak_are_refused():
     assert baseline_seconds(run, 1.0) == seconds_at_peak(run)
 
 
+def test_peaks_that_cannot_be_or_cannot_be_known_are_refused_and_the_step_is_not():
+    for changes, why in (
+        ({"peak_mem_GiB": "81"}, "a peak of 81 GiB is more than the 80 GiB of A100 SXM 80GB: correct its unit"),
+        ({"peak_mem_GiB": "40", "micro_batch": ""}, "peak memory: micro_batch is not given"),
+    ):
+        found = validate([row(**changes)])
+        assert found["overall"]["memory"] is None and found["overall"]["step_time"]["n"] == 1
+        (refused,) = found["not_expressible"]
+        assert refused["reason"].startswith(why)
+    assert validate([row(peak_mem_GiB="80")])["overall"]["memory"]["n"] == 1
+
+
 def test_a_speed_without_what_makes_a_step_of_it_says_what_is_missing():
     found = validate([row(step_time_s="", tokens_per_s_per_gpu="1000", seq_len="")])
     assert found["not_expressible"][0]["reason"] == "seq_len is not given"
