@@ -237,9 +237,22 @@ def _data_seconds(setup: Setup, constants: Constants, layers: list[tuple[_Layer,
         scatter += gather_seconds(_GRADIENT_BYTES * experts, copies, stride, setup.device, constants)
         gather += gather_seconds(back * experts, copies, stride, setup.device, constants)
     forward = sum(count * layer.forward.total for layer, count in layers) / ranks
-    exposed = max(0.0, scatter - constants.data_overlap * backward)
-    exposed += max(0.0, gather - constants.data_overlap * forward)
+    exposed = _exposed(setup, scatter, constants.data_overlap * backward)
+    exposed += _exposed(setup, gather, constants.data_overlap * forward)
     return exposed + 0.02 * (scatter + gather)
+
+
+def _exposed(setup: Setup, seconds: float, hidden: float) -> float:
+    """What remains of a rank's scatter or gather, of which one micro-batch's pass hides `hidden` seconds.
+
+    The stages of an interleaved rank are done one after the other, each with the last p micro-batches (Narayanan et al.
+    2021, figure 4): gradients of the stage done first have those of all later ones to hide behind, p (v - 1) passes
+    through a stage, and only the last stage's have no more than its own pass. Weights likewise, the other way round.
+    """
+    ranks, chunks = setup.pipeline_parallel_size, setup.virtual_pipeline_parallel_size
+    last_stage = (seconds - hidden) / chunks
+    in_all = seconds - hidden * (ranks * (chunks - 1) + 1) / chunks
+    return max(0.0, last_stage, in_all)
 
 
 def _rank_parameters(setup: Setup) -> tuple[float, float]:

@@ -136,6 +136,18 @@ def test_sharded_weights_are_fetched_for_every_micro_batch():
     assert fetched[1] > fetched[0]
 
 
+def test_gradients_of_interleaved_stages_hide_behind_those_that_come_later():
+    """Of 6 stages of a rank 5 are done long before the end; the last has a sixth of the gradients to send."""
+    plain = setup("gpt3-175b", num_gpus=8192, tensor_parallel_size=8, pipeline_parallel_size=8, global_batch_size=1024)
+    plain = replace(plain, seq_length=2048)
+    exposed = step_time(plain).data_communication
+    chunked = replace(plain, virtual_pipeline_parallel_size=6, pipeline_schedule="interleaved1f1b")
+    assert exposed / 7 < step_time(chunked).data_communication < exposed / 3
+    bare = replace(constants_of("megatron"), data_overlap=0.0)
+    whole, apart = (step_time(run, bare).data_communication for run in (plain, chunked))
+    assert whole == pytest.approx(apart), "where nothing overlaps, stages make no difference"
+
+
 def test_experts_that_fewer_ranks_share_come_through_each_ranks_own_card():
     """Expert ranks 8 apart have a node's eight cards to themselves, but each group only its own one."""
     sizes = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "sharding": "zero3", "num_gpus": 128}
