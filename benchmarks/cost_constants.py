@@ -81,7 +81,12 @@ ODDS = {
 }
 
 #: Of layers with experts; fitted to the runs that have them when everything else is settled by those that have none.
-EXPERTS = {"expert_efficiency": (0.85, 0.07), "expert_seconds": (1e-5, 1.0), "routed_values": (6.0, 0.3)}
+EXPERTS = {
+    "half_expert": (600.0, 0.7),
+    "expert_seconds": (1e-5, 1.0),
+    "routed_values": (6.0, 0.3),
+    "fused_share": (0.5, 0.7),
+}
 EXPERT_ODDS = {"expert_overlap": (0.3, 1.0)}
 
 Run = tuple[str, Setup, float]

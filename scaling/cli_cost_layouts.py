@@ -79,8 +79,9 @@ def _show(answer: dict[str, Any], found: "LayoutSearch", run: "Run") -> None:
     )
     if answer["layouts"]:
         screen.print(_table(answer["layouts"], found))
-        if not found.surely:
-            line("memory: none fits with the upper end of its interval, these with 6 % above the estimate", "yellow")
+        if found.margin < found.wanted_margin:
+            wanted, left = (f"{100 * margin:.0f} %" for margin in (found.wanted_margin, found.margin))
+            line(f"memory: none fits with {wanted} above its estimate, these with {left}", "yellow")
         for place, each in enumerate(answer["layouts"][1:], start=2):
             line(f"1 against {place}: {each['why']}")
         line("predictions err by some percent from layout to layout: run each for a few steps before you choose")

@@ -73,6 +73,9 @@ class RunOptions:
     flash_attention: Annotated[
         Optional[bool], typer.Option("--flash-attention/--no-flash-attention", help="Scores are never written.")
     ] = None
+    loss: Annotated[
+        Optional[str], typer.Option(help="Of the fsdp stacks: whole, compiled or chunked cross-entropy.")
+    ] = None
     precision: Annotated[Optional[str], typer.Option(help="fp32, fp16, bf16, fp8, mxfp8 or nvfp4.")] = None
     stack: Annotated[
         Optional[str], typer.Option(help="Software: megatron, megatron_2021, fsdp_compiled, fsdp_eager or untuned.")
@@ -130,6 +133,7 @@ def read_run(options: RunOptions) -> Run:
         ("recompute_granularity", names.Recompute),
         ("sharding", names.Sharding),
         ("pipeline_schedule", names.Schedule),
+        ("loss", names.Loss),
         ("stack", names.Stack),
     ):
         _one_of(field, given.get(field), get_args(allowed))

@@ -31,7 +31,7 @@ PRIOR = {
     "bubble": 0.15,
     "host_layer_seconds": 0.7,
     "step_seconds": 0.7,
-    "expert_efficiency": 0.15,
+    "half_expert": 0.7,
     "routed_values": 0.4,
 }
 #: Prior standard deviation of the log-odds.

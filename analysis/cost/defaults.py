@@ -131,6 +131,8 @@ def _plain_choices(model: Architecture, device: Device, given: Mapping[str, Any]
         choose("stack", "megatron", "tuned software such as Megatron-Core; see analysis/cost/stacks.yaml for others")
     flash = value("stack") != "megatron_2021"
     choose("flash_attention", flash, "as the stack does")
+    if str(value("stack")).startswith("fsdp"):
+        choose("loss", "compiled" if value("stack") == "fsdp_compiled" else "whole", "as the stack does")
     sharding = "zero3" if str(value("stack")).startswith("fsdp") else "zero1"
     choose("sharding", sharding, "as the stack does")
     if given.get("virtual_pipeline_parallel_size", 1) > 1:

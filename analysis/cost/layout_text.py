@@ -35,7 +35,7 @@ def search_dict(
             "priced": found.num_priced,
         },
         "nothing_fits": None if found.nearest is None else _nothing_fits(found.nearest, open_fields, calibration),
-        "memory_margin": "upper end of the 90 % interval" if found.surely else "estimate + 6 %",
+        "memory_margin": f"estimate + {100 * found.margin:.0f} %",
     }
 
 

@@ -3,7 +3,7 @@
 A division of the GPUs (layout_space.py) takes no less than its step with the largest micro-batch, nothing recomputed
 and a pipeline that is never idle, since time per token does not grow with the micro-batch. Divisions are worked out in
 the order of that bound until it exceeds what the list has, so nothing faster is missed; one that does not fit at its
-least is left at once. Memory counts with the upper end of its 90 % interval.
+least is left at once. Memory counts with the headroom of its stack (memory.py), or with 6 % where nothing fits so.
 """
 
 import math
@@ -22,7 +22,7 @@ from analysis.cost.step import StepTime, step_time
 #: Parts of a step in which a pipeline waits, and parts that do not grow with jitter (analysis.cost.step).
 _IDLE = ("pipeline_bubble", "pipeline_communication")
 _ONCE = ("data_communication", "optimizer", "host", "jitter")
-#: Of the estimated memory, where nothing fits with the upper end of its interval: the driver's part and fragments.
+#: Of the estimated memory, where nothing fits with more headroom: the driver's part and fragments.
 _MARGIN = 0.06
 #: Doublings of the GPUs that are tried when nothing fits.
 _MOST_DOUBLINGS = 12
@@ -47,12 +47,13 @@ class LayoutSearch:
     """The short list, fastest first, and what was looked at.
 
     candidates is empty when nothing fits; then `nearest` is the layout that needs least memory, None when no division
-    of the GPUs is possible either. surely: whether the upper end of each candidate's memory fits; otherwise none does
-    so, and memory is the estimate with the margin of analysis.cost.memory.
+    of the GPUs is possible either. margin: above the estimate of each candidate's memory, relative to it, that fits as
+    well; wanted_margin: that was tried first.
     """
 
     candidates: tuple[Candidate, ...]
-    surely: bool
+    margin: float
+    wanted_margin: float
     nearest: Candidate | None
     space: Space
     #: Possible divisions that do not fit whatever is recomputed, and those that cannot be faster than the list.
@@ -74,10 +75,10 @@ def search(
     """
     constants = constants_for(template, calibration)
     space = divisions(_emptied(template, open_fields), open_fields)
-    upper_end = memory(template).spread[1]
-    found = _search(space, open_fields, count, constants, upper_end - 1)
-    if not found.candidates and upper_end > 1 + _MARGIN:
-        found = replace(_search(space, open_fields, count, constants, _MARGIN), surely=False)
+    wanted = memory(template).headroom
+    found = _search(space, open_fields, count, constants, wanted)
+    if not found.candidates and wanted > _MARGIN:
+        found = replace(_search(space, open_fields, count, constants, _MARGIN), wanted_margin=wanted)
     return found
 
 
@@ -106,7 +107,8 @@ def _search(
             fastest = sorted([*fastest, min(each.seconds for each in priced)])[: num_different(count)]
     listed = short_list([(each.setup, each.seconds) for each in found], count, constants.within)
     nearest = None if found else _nearest(space.divisions, open_fields, constants)
-    return LayoutSearch(tuple(found[place] for place in listed), True, nearest, space, too_large, too_slow, len(found))
+    best = tuple(found[place] for place in listed)
+    return LayoutSearch(best, margin, margin, nearest, space, too_large, too_slow, len(found))
 
 
 def on_more_gpus(

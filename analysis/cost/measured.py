@@ -16,6 +16,7 @@ from analysis.cost.measured_cells import (
     NotExpressible,
     Row,
     flag,
+    mixed_precision,
     number,
     precision,
     recompute,
@@ -30,9 +31,10 @@ from analysis.cost.measured_layout import expert_sizes, layout_of, open_size
 from analysis.cost.measured_model import model_of
 from analysis.cost.measured_network import parse_network
 from analysis.cost.measured_software import (
-    compiles_loss,
     divides_sequences,
     flash_attention,
+    fuses_experts,
+    loss_of_row,
     stack_of_row,
     usual_micro_batch,
     usual_virtual_stages,
@@ -185,8 +187,8 @@ def _memory_metric(row: Row) -> str:
     ):
         if any(word in text for word in words):
             return metric
-    # torchtitan's log gives what the allocator has reserved
-    return "reserved" if "torchtitan" in text_of(row, "framework") else "allocated"
+    # as torchtitan's log gives it, and between the other two where nothing is said
+    return "reserved"
 
 
 def describe(row: Row) -> Described:
@@ -242,7 +244,9 @@ def describe(row: Row) -> Described:
         recompute_share=recompute_share(row),
         precision=kind,
         flash_attention=flash_attention(row, stack) if flash is None else flash,
-        compiled_loss=compiles_loss(row),
+        loss=loss_of_row(row, stack),
+        mixed_precision=mixed_precision(row),
+        fused_experts=fuses_experts(row),
         stack=stack,
     )
     open_fields = set()

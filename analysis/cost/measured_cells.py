@@ -32,6 +32,8 @@ _PRECISIONS: tuple[tuple[Precision, str], ...] = (
     ("fp16", r"fp16|float16|half|^16"),
     ("fp32", r"fp32|float32|tf32|^32"),
 )
+#: Signs of weights and optimizer in 16 bits: "bf16-true", "pure bf16", "bf16 weights and optimizer".
+_ALL_LOW = re.compile(r"(bf|fp|float)16.true|pure|full (bf|fp)16|16 weights and optimizer")
 _NO_RECOMPUTE = frozenset({"none", "no", "false", "0", "0.0", "off", "n", "disabled"})
 #: Parts of a layer that Megatron's selective recomputation names, and torch's policy by operator.
 _PARTS = frozenset({"op", "ops", "sac", "core", "attn", "attention", "mlp", "moe", "layernorm", "modules"})
@@ -120,6 +122,11 @@ def _of_its_day(text: str, day: str) -> str:
     if found is None or not re.fullmatch(r"\d{4}-\d\d-\d\d", day):
         return text
     return found[1] + found[3] if day[5:] >= found[2] else found[4]
+
+
+def mixed_precision(row: Row) -> bool:
+    """Whether weights and moments are in float32, unless the cell says that all is in 16 bits."""
+    return not _ALL_LOW.search(text_of(row, "precision"))
 
 
 def recompute(row: Row) -> Recompute | None:

@@ -1,18 +1,27 @@
 """The software of a row of measured runs: its stack, and what software of its day did."""
 
+import re
+
 from analysis.cost.measured_cells import Row, precision, text_of, whole
-from analysis.cost.setup import Stack
+from analysis.cost.setup import Loss, Stack
 from analysis.cost.stacks import stack_of
 
 #: Before this month whoever divided a model used Megatron-LM or Megatron-DeepSpeed as they were for GPT-3.
 _MEGATRON_CORE = "2023-07"
-#: Since this month torchtitan compiles its loss (pytorch/torchtitan#1033, after #755 had stopped it in 2024-12).
-_TORCHTITAN_LOSS = "2025-04"
+#: Since these months torchtitan compiles its loss with the model (pytorch/torchtitan#1033, after #755 had stopped it in
+#: 2024-12), and takes it in chunks (#2937).
+_TORCHTITAN_COMPILES, _TORCHTITAN_CHUNKS = "2025-04", "2026-05"
 #: torchtitan's micro-batches of a pipeline were as many as its stages, and are of one sequence since (#1073); its
 #: batches were not accumulated before (#1238).
 _TORCHTITAN_MICRO_BATCH, _TORCHTITAN_ACCUMULATES = "2025-04", "2025-06"
-#: Software that compiles the model and computes the loss outside of it.
-_LOSS_OUTSIDE = ("litgpt", "fms")
+#: Since this month Megatron-Core fuses the experts' products with what is between them (Megatron-Bridge 26.06).
+_FUSED_EXPERTS = "2026-06"
+#: A date as NVIDIA's containers have it: 26.02 or 26.02.01.
+_CONTAINER = re.compile(r"(\d\d)\.(\d\d)(\.\d+)*")
+#: Software that has the loss within the model that it compiles.
+_LOSS_INSIDE = ("gpt", "chat", "llm.c", "pax")
+#: Words for a loss that never has all logits.
+_CHUNKED = ("chunk", "fused linear cross", "linear cross", "cut cross")
 
 
 def stack_of_row(row: Row, assumed: list[str]) -> Stack:
@@ -42,12 +51,16 @@ def flash_attention(row: Row, stack: Stack) -> bool:
     return stack != "megatron_2021" or "flash" in text_of(row, "framework")
 
 
-def compiles_loss(row: Row) -> bool:
-    """Whether what compiles the model compiles its loss too; to be asked of the stack fsdp_compiled alone."""
-    framework = text_of(row, "framework")
-    if "torchtitan" in framework:
-        return not _before(row, _TORCHTITAN_LOSS)
-    return not any(word in framework for word in _LOSS_OUTSIDE)
+def loss_of_row(row: Row, stack: Stack) -> Loss:
+    """How the software has its cross-entropy, by its name and date."""
+    framework, compiled = text_of(row, "framework"), stack == "fsdp_compiled"
+    titan = "torchtitan" in framework
+    if any(word in framework for word in _CHUNKED) or titan and not _before(row, _TORCHTITAN_CHUNKS):
+        return "chunked"
+    if titan:
+        return "compiled" if compiled and not _before(row, _TORCHTITAN_COMPILES) else "whole"
+    inside = any(word in framework for word in _LOSS_INSIDE) and "litgpt" not in framework
+    return "compiled" if compiled and inside else "whole"
 
 
 def usual_virtual_stages(row: Row) -> int | None:
@@ -70,7 +83,14 @@ def usual_micro_batch(row: Row, sequences: int, stages: int) -> int | None:
     return sequences // stages if sequences % stages == 0 else None
 
 
+def fuses_experts(row: Row) -> bool:
+    """Whether the software is as new as that; without a date it is taken for today's."""
+    return not _before(row, _FUSED_EXPERTS)
+
+
 def _before(row: Row, month: str) -> bool:
     """Whether the row has a date, and that is of an earlier month."""
     day = text_of(row, "date")
+    if container := _CONTAINER.fullmatch(day):
+        day = f"20{container[1]}-{container[2]}"
     return bool(day) and day[: len(month)] < month

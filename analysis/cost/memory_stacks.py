@@ -18,7 +18,8 @@ fsdp_eager     torch FSDP: fp32 weights, gathered in bf16 and reduced in fp32; a
                (torch.distributed.tensor.parallel.loss_parallel).
 fsdp_compiled  the same through torch.compile, whose partitioner computes element-wise results again (He & Yu 2023,
                pytorch/functorch min_cut_rematerialization_partition): norms' and activations' outputs are not kept, nor
-               is what no backward pass takes. A compiled loss has the logits and their gradient in bf16, no more.
+               is what no backward pass takes. A compiled loss has the logits and their gradient in bf16, no more; a
+               chunked one an eighth of the logits, and the gradient of what they are made of in fp32 (torchtitan).
 eager          plain torch with mixed precision by hand: as fsdp_eager, and bf16 gradients are summed in fp32.
 """
 
@@ -30,6 +31,12 @@ from scaling.activations import Kept
 #: Bytes of one element of what a low-precision product takes, with the scales of its blocks (OCP MX specification 1.0:
 #: one byte for 32; NVFP4: one byte for 16).
 _LOW_BYTES = {"fp8": 1.0, "mxfp8": 1 + 1 / 32, "nvfp4": 0.5 + 1 / 16}
+
+
+#: Bytes: reduce_bucket_size and allgather_bucket_size, 5e8 elements each of 16 bits (DeepSpeed's configuration).
+_DEEPSPEED_BUCKETS = 2 * 5e8 * 2.0
+#: Parts of the tokens that a chunked loss takes one after the other (torchtitan, ChunkedCELoss).
+_CHUNKS = 8
 
 
 @dataclass(frozen=True)
@@ -45,12 +52,15 @@ class StackMemory:
     #: Of a gathered weight, and of a gradient on its way to other ranks.
     gathered: float = 2.0
     reduced: float = 4.0
-    #: Of each logit while the loss is computed.
+    #: Of each logit while the loss is computed, and of each element of what the output layer takes.
     logits: float = 12.0
+    into_logits: float = 0.0
     #: Of each element of the distinct matrices of one layer and of the output layer.
     dummy_gradients: float = 0.0
     #: Low-precision copies of the layers' matrices, as they are and transposed.
     weight_copies: float = 0.0
+    #: Bytes that communication between data ranks keeps, however large the model.
+    buckets: float = 0.0
     #: Whether every tensor rank keeps the gathered inputs of its products under sequence parallelism.
     keeps_gathered: bool = False
     #: Whether a pipeline stage keeps what it has sent on until that micro-batch's backward pass.
@@ -119,13 +129,20 @@ def _by_stack(setup: Setup, kept: Kept, element: float, low: float | None) -> St
         copies = 2 * low if low is not None else 0.0
         return StackMemory(kept, element, 4.0, main, logits=element, dummy_gradients=element, weight_copies=copies)
     if setup.stack == "megatron_2021":
-        # DeepSpeed's bf16 optimizer sums gradients in float32 besides, on every rank (bigscience, tr11 prequel)
-        gradients = 8.0 if setup.precision == "bf16" else 4.0
-        return StackMemory(kept, element, gradients, main, logits=element + 8.0, keeps_sent=True)
+        # DeepSpeed's bf16 optimizer of pipelines sums gradients in float32 besides, on every rank (bigscience, tr11
+        # prequel); Megatron-LM of those years divided no state: who did had DeepSpeed's ZeRO and its buckets
+        gradients = 8.0 if setup.precision == "bf16" and setup.pipeline_parallel_size > 1 else 4.0
+        buckets = 0.0 if setup.sharding == "none" else _DEEPSPEED_BUCKETS
+        return StackMemory(kept, element, gradients, main, logits=element + 8.0, keeps_sent=True, buckets=buckets)
     if setup.stack == "untuned":
         summed = 4.0 + (element if main else 0.0)
         return StackMemory(kept, element, summed, main, gathered=element, reduced=element, keeps_gathered=True)
-    divided = setup.tensor_parallel_size > 1
-    compiled = setup.stack == "fsdp_compiled" and setup.compiled_loss and not divided
-    loss = 2 * element if compiled else element + (16.0 if divided else 12.0)
-    return StackMemory(kept, 4.0, 4.0, 0.0, gathered=element, logits=loss, keeps_gathered=True)
+    loss, into = element + (16.0 if setup.tensor_parallel_size > 1 else 12.0), 0.0
+    if setup.loss == "compiled" and setup.tensor_parallel_size == 1:
+        loss = 2 * element
+    elif setup.loss == "chunked":
+        loss, into = loss / _CHUNKS, 4.0
+    memory = StackMemory(kept, 4.0, 4.0, 0.0, gathered=element, logits=loss, into_logits=into, keeps_gathered=True)
+    if setup.mixed_precision:
+        return memory
+    return replace(memory, weights=element, gradients=element, optimizer=2 * element, reduced=element)

@@ -134,7 +134,10 @@ def _expert_seconds(setup: Setup, constants: Constants, rates: Rates) -> tuple[f
     here, split = model.num_experts / setup.expert_parallel_size, setup.expert_tensor_parallel_size
     inner = model.moe_ffn_hidden_size / split
     routed = setup.micro_batch_tokens * model.moe_router_topk * split / setup.tensor_parallel_size
-    rate = rates.linear * constants.expert_efficiency
+    left = constants.fused_share if setup.fuses_experts else 1.0
+    lost = constants.half_expert / (inner + constants.half_expert)
+    rate = rates.linear * (1.0 - left * lost)
+    each = left * constants.expert_seconds
     seconds = [0.0, 0.0]
     for n, k in (
         ((2 if model.gated else 1) * inner, model.hidden_size),
@@ -142,8 +145,8 @@ def _expert_seconds(setup: Setup, constants: Constants, rates: Rates) -> tuple[f
     ):
         read = _BYTES * here * n * k / rates.bandwidth
         forward, backward = rates.both_seconds(routed, n, k, rate, constants)
-        seconds[0] += max(forward, read) + here * constants.expert_seconds
-        seconds[1] += max(backward, 3.0 * read) + 2.0 * here * constants.expert_seconds
+        seconds[0] += max(forward, read) + here * each
+        seconds[1] += max(backward, 3.0 * read) + 2.0 * here * each
     return seconds[0], seconds[1]
 
 
@@ -181,7 +184,8 @@ def _elementwise_bytes(setup: Setup, constants: Constants, moe: bool) -> float:
     values = constants.residual_values * model.hidden_size / divided
     values += (3 if model.gated else 2) * inner / tensor + 2.0 * heads * model.qk_channels / tensor
     if moe:  # tokens are sorted by expert and back
-        values += constants.routed_values * model.moe_router_topk * model.hidden_size / tensor
+        left = constants.fused_share if setup.fuses_experts else 1.0
+        values += left * constants.routed_values * model.moe_router_topk * model.hidden_size / tensor
     return _BYTES * setup.micro_batch_tokens * values
 
 

@@ -12,6 +12,9 @@ Recompute = Literal["none", "selective", "full"]
 Sharding = Literal["none", "zero1", "zero2", "zero3"]
 #: zb1p and zb2p fill the bubble with weights' gradients put off, in as much memory as 1F1B takes and in twice that.
 Schedule = Literal["gpipe", "1f1b", "interleaved1f1b", "zb1p", "zb2p", "zbv", "dualpipev"]
+#: How torch has the cross-entropy: all logits at once and their copies in float32, compiled into one kernel that makes
+#: no copies, or some tokens at a time (or fused with the output layer), so that not all logits are there at once.
+Loss = Literal["whole", "compiled", "chunked"]
 #: What the constants of the cost model are kept by; see stacks.yaml for what each means.
 Stack = Literal["megatron", "megatron_2021", "fsdp_compiled", "fsdp_eager", "untuned"]
 
@@ -50,8 +53,12 @@ class Setup:
     precision: Precision = "bf16"
     #: Whether attention never writes its scores to memory (flash attention, cuDNN's).
     flash_attention: bool = True
-    #: Whether fsdp_compiled compiles the loss too, as torchtitan has since 2025-04 and whoever has it in the model.
-    compiled_loss: bool = True
+    #: Of FSDP's stacks; Megatron's are their own.
+    loss: Loss = "whole"
+    #: Whether weights and Adam's moments are in float32 beside products in 16 bits; else all is in 16 ("bf16-true").
+    mixed_precision: bool = True
+    #: Whether the software is of 2026-06 or later, whose experts are fused where `fuses_experts` says so.
+    fused_experts: bool = True
     stack: Stack = "megatron"
 
     @property
@@ -74,6 +81,15 @@ class Setup:
     def expert_ranks(self) -> int:
         """Ranks that share the experts of one layer; those beyond hold copies."""
         return self.expert_parallel_size * self.expert_tensor_parallel_size
+
+    @property
+    def fuses_experts(self) -> bool:
+        """Whether products of experts are one kernel with their activation and casts, in one graph of the whole step.
+
+        Megatron-Core's are since 2026-06 for MXFP8 and NVFP4 on Blackwell.
+        """
+        blocks = self.precision in ("mxfp8", "nvfp4") and self.device.name.startswith(("B", "GB"))
+        return self.fused_experts and blocks and self.stack == "megatron"
 
     @property
     def is_fsdp(self) -> bool:

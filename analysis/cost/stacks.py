@@ -10,6 +10,8 @@ from analysis.cost.tables import read_table
 
 #: Words of a framework's name, and the stack that it is; the first that fits counts.
 _FRAMEWORKS: tuple[tuple[str, Stack], ...] = (
+    ("nanotron", "untuned"),
+    ("picotron", "untuned"),
     ("no compile", "fsdp_eager"),
     ("uncompiled", "fsdp_eager"),
     ("without compile", "fsdp_eager"),
@@ -36,8 +38,6 @@ _FRAMEWORKS: tuple[tuple[str, Stack], ...] = (
     ("olmo", "fsdp_compiled"),
     ("fsdp", "fsdp_eager"),
     ("foundry", "fsdp_eager"),
-    ("nanotron", "untuned"),
-    ("picotron", "untuned"),
     ("llm.c", "fsdp_compiled"),
     ("hugging", "fsdp_eager"),
     ("accelerate", "fsdp_eager"),
@@ -79,8 +79,9 @@ class Constants:
     bubble: float
     stage_imbalance: float
     jitter: float
-    expert_efficiency: float
+    half_expert: float
     expert_seconds: float
+    fused_share: float
     between: float
     within: float
     expert_between: float

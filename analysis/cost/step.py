@@ -23,6 +23,8 @@ from analysis.cost.stacks import Constants, constants_of
 #: Bytes of a weight that is gathered, of a gradient that is scattered (float32), and that the optimizer moves for one
 #: parameter: gradient, weight and two moments read, three written in float32 and the weight in 16 bits.
 _WEIGHT_BYTES, _GRADIENT_BYTES, _OPTIMIZER_BYTES = 2.0, 4.0, 30.0
+#: Of gradients and the optimizer where all is in 16 bits.
+_GRADIENT_BYTES_16, _OPTIMIZER_BYTES_16 = 2.0, 14.0
 #: Part of the bubble that a schedule leaves, against 1F1B's.
 _BUBBLE = {
     "gpipe": 1.0,
@@ -171,7 +173,7 @@ def _fetched_weights(setup: Setup, constants: Constants, moe: bool) -> tuple[flo
             total += slower * gather_seconds(bytes_each * held, size, stride, setup.device, constants)
         return total
 
-    return seconds(_WEIGHT_BYTES), seconds(_GRADIENT_BYTES)
+    return seconds(_WEIGHT_BYTES), seconds(_gradient_bytes(setup))
 
 
 def _output_seconds(setup: Setup, constants: Constants, rates: Rates) -> float:
@@ -224,17 +226,18 @@ def _data_seconds(setup: Setup, constants: Constants, layers: list[tuple[_Layer,
         fetched = 2.0 * gather_seconds(_WEIGHT_BYTES * 2 * ends, size, tensor, setup.device, constants)
         copies = data // size
         if copies > 1:  # HSDP: the shards' gradients are summed over the copies, layer by layer in the backward pass
-            block = _GRADIENT_BYTES * _rank_parameters(setup)[0] / size
+            block = _gradient_bytes(setup) * _rank_parameters(setup)[0] / size
             summed = 2.0 * gather_seconds(block, copies, tensor * size, setup.device, constants)
             fetched += max(0.02 * summed, summed - constants.data_overlap * backward)
         return fetched
     dense, experts = _rank_parameters(setup)
-    scatter = gather_seconds(_GRADIENT_BYTES * dense, data, tensor, setup.device, constants)
-    back = _WEIGHT_BYTES if setup.sharding != "none" else _GRADIENT_BYTES
+    gradient = _gradient_bytes(setup)
+    scatter = gather_seconds(gradient * dense, data, tensor, setup.device, constants)
+    back = _WEIGHT_BYTES if setup.sharding != "none" else gradient
     gather = gather_seconds(back * dense, data, tensor, setup.device, constants)
     if experts:
         copies, stride = max(1, data * tensor // setup.expert_ranks), setup.expert_ranks
-        scatter += gather_seconds(_GRADIENT_BYTES * experts, copies, stride, setup.device, constants)
+        scatter += gather_seconds(gradient * experts, copies, stride, setup.device, constants)
         gather += gather_seconds(back * experts, copies, stride, setup.device, constants)
     forward = sum(count * layer.forward.total for layer, count in layers) / ranks
     exposed = _exposed(setup, scatter, constants.data_overlap * backward)
@@ -274,7 +277,13 @@ def _optimizer_seconds(setup: Setup, rates: Rates) -> float:
     if setup.sharding != "none":
         dense /= setup.sharding_ranks
         experts /= setup.expert_sharding_ranks
-    return (dense + experts) * _OPTIMIZER_BYTES / rates.bandwidth
+    moved = _OPTIMIZER_BYTES if setup.mixed_precision else _OPTIMIZER_BYTES_16
+    return (dense + experts) * moved / rates.bandwidth
+
+
+def _gradient_bytes(setup: Setup) -> float:
+    """Of one gradient on its way between data ranks."""
+    return _GRADIENT_BYTES if setup.mixed_precision else _GRADIENT_BYTES_16
 
 
 def busy_share(step: StepTime) -> Interval:

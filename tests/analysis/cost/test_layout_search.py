@@ -10,7 +10,7 @@ from analysis.cost.feasibility import is_possible
 from analysis.cost.layout_reasons import compare
 from analysis.cost.layout_space import LAYOUT_FIELDS, divisions, variants
 from analysis.cost.layouts import on_more_gpus, search
-from analysis.cost.memory import memory
+from analysis.cost.memory import MemoryEstimate, memory
 from analysis.cost.setup import Setup
 from analysis.cost.step import StepTime, step_time
 
@@ -20,6 +20,11 @@ EXPERTS = replace(EIGHT, name="experts", num_experts=8, moe_router_topk=2, moe_f
 H100 = find_device("H100")
 SETUP = Setup(SEVENTY, H100, num_gpus=64, seq_length=8192, global_batch_size=128)
 SMALL = replace(SETUP, model=EIGHT, num_gpus=16, global_batch_size=48)
+
+
+def with_headroom(held: MemoryEstimate) -> float:
+    """Bytes that a layout is chosen with."""
+    return (1 + held.headroom) * held.device
 
 
 def everything(template):
@@ -32,7 +37,7 @@ def everything(template):
             for variant in variants(sized, LAYOUT_FIELDS):
                 for share in (0, *(part / 8 for part in range(1, 9))):
                     trial = replace(variant, recompute_granularity="full", recompute_share=share) if share else variant
-                    if memory(trial).interval().high <= trial.device.memory_bytes:
+                    if with_headroom(memory(trial)) <= trial.device.memory_bytes:
                         yield trial
 
 
@@ -45,11 +50,11 @@ def test_nothing_faster_is_missed(template):
 
 def test_what_is_listed_fits_divides_and_is_sorted():
     found = search(SETUP)
-    assert len(found.candidates) == 5 and found.surely and found.nearest is None
+    assert len(found.candidates) == 5 and found.margin == found.wanted_margin and found.nearest is None
     for each in found.candidates:
         assert is_possible(each.setup)
         assert each.seconds == step_time(each.setup).total and each.memory == memory(each.setup)
-        assert each.memory.interval().high <= H100.memory_bytes
+        assert with_headroom(each.memory) <= H100.memory_bytes
         assert each.setup.num_gpus == 64 and each.setup.global_batch_size == 128
     seconds = [each.seconds for each in found.candidates]
     assert seconds == sorted(seconds)
@@ -71,7 +76,7 @@ def test_given_fields_stay():
 def test_without_recomputation_only_what_fits_so_is_listed():
     open_fields = [name for name in LAYOUT_FIELDS if name != "recompute_granularity"]
     for each in search(SETUP, open_fields, count=20).candidates:
-        assert each.setup.recompute_granularity == "none" and each.memory.interval().high <= H100.memory_bytes
+        assert each.setup.recompute_granularity == "none" and with_headroom(each.memory) <= H100.memory_bytes
 
 
 def test_as_few_whole_layers_are_recomputed_as_make_it_fit():
@@ -81,7 +86,7 @@ def test_as_few_whole_layers_are_recomputed_as_make_it_fit():
         layers = setup.recompute_share * setup.model.num_layers / setup.pipeline_parallel_size
         assert layers == pytest.approx(round(layers)) and layers >= 1
         less = replace(setup, recompute_share=setup.recompute_share * (layers - 2) / layers) if layers > 2 else setup
-        assert layers <= 2 or memory(less).interval().high > H100.memory_bytes
+        assert layers <= 2 or with_headroom(memory(less)) > H100.memory_bytes
 
 
 def test_a_schedule_that_is_given_stays():
@@ -126,8 +131,8 @@ def test_what_fits_only_without_margin_is_said():
         for division in divisions(tight, LAYOUT_FIELDS).divisions
     )
     found = search(replace(tight, device=replace(H100, memory_bytes=1.1 * least)))
-    assert found.candidates and not found.surely
-    assert found.candidates[0].memory.device <= 1.1 * least / 1.06 < needed.interval().high
+    assert found.candidates and found.margin == 0.06 < found.wanted_margin
+    assert found.candidates[0].memory.device <= 1.1 * least / 1.06 < with_headroom(needed)
 
 
 def test_when_nothing_fits_the_nearest_and_more_gpus_are_given():
@@ -137,7 +142,7 @@ def test_when_nothing_fits_the_nearest_and_more_gpus_are_given():
     others = [replace(each, recompute_granularity="full") for each in found.space.divisions]
     assert found.nearest.memory.device == min(memory(each).device for each in others) > H100.memory_bytes
     more = on_more_gpus(template)
-    assert more.setup.num_gpus > 4 and memory(more.setup).interval().high <= H100.memory_bytes
+    assert more.setup.num_gpus > 4 and with_headroom(memory(more.setup)) <= H100.memory_bytes
     assert not search(replace(template, num_gpus=more.setup.num_gpus // 2)).candidates
 
 

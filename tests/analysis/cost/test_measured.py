@@ -1,5 +1,7 @@
 """Rows of measured runs: what is read, what is assumed, what is refused."""
 
+from dataclasses import replace
+
 import pytest
 from measured_rows import row
 
@@ -67,7 +69,7 @@ def test_how_many_gpus_there_were_is_not_part_of_their_name(name):
     ("framework", "metric", "expected"),
     [
         ("torchtitan", "", "reserved"),
-        ("Megatron-Core", "", "allocated"),
+        ("Megatron-Core", "", "reserved"),
         ("nanotron", "torch.cuda.max_memory_reserved", "reserved"),
         ("mine", "max_memory_allocated on the device", "allocated"),
         ("mine", "peak GPU memory", "device"),
@@ -213,12 +215,38 @@ def test_software_is_that_of_its_day():
     said = describe(row(framework="", date="2022-07")).assumptions
     assert "software not given: taken for the stack megatron_2021, by its layout and date" in said
 
-    def compiled(framework, date):
-        return describe(row(framework=framework, date=date)).setup.compiled_loss
 
-    assert not compiled("torchtitan 2024-12, torch.compile", "2024-12")
-    assert compiled("torchtitan, torch.compile", "2025-06") and compiled("torchtitan, torch.compile", "")
-    assert compiled("nanoGPT, torch.compile", "2023-02") and not compiled("litgpt, torch.compile", "2025-06")
+@pytest.mark.parametrize(
+    ("framework", "date", "loss"),
+    [
+        ("torchtitan 2024-12, torch.compile", "2024-12", "whole"),
+        ("torchtitan, torch.compile", "2025-06", "compiled"),
+        ("torchtitan, no torch.compile", "2025-06", "whole"),
+        ("torchtitan, no torch.compile", "2026-06", "chunked"),
+        ("torchtitan, torch.compile", "", "chunked"),
+        ("nanoGPT, torch.compile", "2023-02", "compiled"),
+        ("litgpt, torch.compile", "2025-06", "whole"),
+        ("torchtune, torch.compile, chunked output loss", "2024-11", "chunked"),
+    ],
+)
+def test_how_the_software_has_its_loss(framework, date, loss):
+    assert describe(row(framework=framework, date=date)).setup.loss == loss
+
+
+@pytest.mark.parametrize(
+    ("date", "fused"), [("26.04", False), ("26.04.01", False), ("26.06", True), ("2026-05", False), ("", True)]
+)
+def test_experts_are_fused_since_a_release(date, fused):
+    moe = EXPERTS | {"precision": "mxfp8", "gpu": "B200-SXM"}
+    found = describe(row(**moe, date=date)).setup
+    assert found.fuses_experts == fused
+    assert not replace(found, precision="bf16").fuses_experts
+
+
+@pytest.mark.parametrize("text", ["bf16-true", "pure bf16", "bf16 weights and optimizer"])
+def test_weights_and_optimizer_in_16_bits_are_read(text):
+    assert not describe(row(precision=text)).setup.mixed_precision
+    assert describe(row(precision="bf16 (fp32 weights)")).setup.mixed_precision
 
 
 TITAN = {"micro_batch": "", "vpp": "", "tp": "2", "pp": "4", "dp": "8", "global_batch": "256"}

@@ -217,10 +217,34 @@ def test_what_a_torch_loss_holds_of_each_logit():
         ranks = setup.tensor_parallel_size
         return memory(setup).tensors["logits"] / (4096 * 128256 / ranks)
 
-    assert bytes_of_a_logit(stack="fsdp_compiled") == pytest.approx(4)
-    assert bytes_of_a_logit(stack="fsdp_compiled", compiled_loss=False) == pytest.approx(14)
+    assert bytes_of_a_logit(stack="fsdp_compiled", loss="compiled") == pytest.approx(4)
+    assert bytes_of_a_logit(stack="fsdp_compiled") == pytest.approx(14)
     assert bytes_of_a_logit(stack="fsdp_eager") == pytest.approx(14)
+    hidden = 4 * 1024 / 128256  # the gradient of what the logits are made of
+    assert bytes_of_a_logit(stack="fsdp_eager", loss="chunked") == pytest.approx(14 / 8 + hidden)
     assert bytes_of_a_logit(stack="fsdp_eager", tensor_parallel_size=8) == pytest.approx(18)
+
+
+def test_all_in_16_bits_keeps_half_of_the_state():
+    model = llama(16, 1024, 16, 4096)
+    setup = Setup(model, A100, 1, 4096, 8, sharding="none", stack="fsdp_eager", mixed_precision=False)
+    held = memory(setup)
+    state = sum(held.tensors[name] for name in ("weights", "gradients", "main_weights", "optimizer"))
+    assert state == 8 * parameters(model).total, "2 bytes each of weight, gradient and both moments"
+
+
+def test_deepspeed_keeps_its_buckets_where_it_divides_state():
+    setup = Setup(llama(16, 1024, 16, 4096), A100, 8, 4096, 8, stack="megatron_2021", sharding="zero1")
+    apart = memory(setup).tensors["workspace"] - memory(replace(setup, sharding="none")).tensors["workspace"]
+    assert apart == 2 * 5e8 * 2
+
+
+def test_torchs_selective_policy_keeps_what_experts_exchange_and_none_of_their_products():
+    model = DEEPSEEK_V2
+    setup = Setup(model, A100, 8, 4096, 8, stack="fsdp_compiled", sharding="zero3", recompute_granularity="selective")
+    alone, exchanged = (memory(replace(setup, expert_parallel_size=size)).tensors["activations"] for size in (1, 8))
+    each_token = 2 * model.moe_router_topk * 2 * model.hidden_size * model.num_moe_layers
+    assert exchanged - alone == pytest.approx(4096 * each_token), "there and back in 16 bits"
 
 
 def test_fsdps_zero2_divides_weights_and_keeps_them_gathered():
