@@ -2,7 +2,7 @@
 
     python -m benchmarks.cost_constants TABLE.csv [--leave-out | --five-runs] [--json FILE]
 
-Maximum a posteriori: the logarithm of every constant (log-odds of an overlap) has a normal prior around a value from the
+Maximum a posteriori: the logarithm of every constant (log-odds of an overlap) has a normal prior around a value of the
 literature. ln(predicted / measured) has a part that all runs of a source share (standard deviation BETWEEN) and one of
 each run (WITHIN), so that a source with a hundred runs does not outvote ten sources with a few. `--leave-out` leaves
 one source out and predicts it: what a new source may expect. `--five-runs` fits nothing of its own: it calibrates to
@@ -216,7 +216,7 @@ def main() -> None:
 
 
 def after_five(runs: list[Run]) -> list[dict[str, Any]]:
-    """Of each source and GPU with ten runs or more: mean absolute error of the others after five and before, percent."""
+    """Of each source and GPU with ten runs or more: mean absolute error of the others after five and before, in %."""
     alike = collections.defaultdict(list)
     for source, setup, seconds in runs:
         alike[f"{source}, {setup.device.name}"].append((setup, seconds))

@@ -40,9 +40,9 @@ _RESERVED = 1.05
 #: chronicles-prequel); NCCL's buffers of one communicator: NCCL_BUFFSIZE of 4 MiB, 16 channels, 2 ways.
 _CONTEXT, _CONTEXT_2021, _COMMUNICATOR = 600 * _MIB, 1573 * _MIB, 128 * _MIB
 #: Quantiles 5 % and 95 % of measured / estimated peaks, over 18 sources of Megatron-Core, 11 before it, 29 of compiled
-#: and 18 of eager FSDP, of which many runs count as their square root. What other people's runs keep is known no better:
-#: gradients or moments in 16 bits, weights in 8, buffers, and what a table calls memory are rarely said. Where all is
-#: said, Megatron-Core is within 2 % (43 runs of MooreThreads/SimuMax). untuned: a judgement.
+#: and 18 of eager FSDP, of which many runs count as their square root. What other people's runs keep is not known
+#: better: gradients or moments in 16 bits, weights in 8, buffers, and what a table calls memory are rarely said. Where
+#: all is said, Megatron-Core is within 2 % (43 runs of MooreThreads/SimuMax). untuned: a judgement.
 _SPREAD = {
     "megatron": (0.90, 1.27),
     "megatron_2021": (0.85, 1.30),
@@ -53,8 +53,8 @@ _SPREAD = {
 #: The same of Megatron-Core with experts or products in 8 bits or less: there it matters most what a run keeps in which
 #: precision, and how evenly tokens go to the experts.
 _SPREAD_LOOSE = (0.62, 1.45)
-#: What a layout is chosen with above its estimate: who runs it knows the settings that tables leave out, and sees at the
-#: first step whether it fits. The driver's part and fragments, and how far a stack's releases differ.
+#: What a layout is chosen with above its estimate: who runs it knows the settings that tables leave out, and sees at
+#: the first step whether it fits. The driver's part and fragments, and how far a stack's releases differ.
 _HEADROOM = {
     "megatron": 0.06,
     "megatron_2021": 0.15,
@@ -211,7 +211,7 @@ def _stages(setup: Setup, rank: int) -> Sequence[int]:
 def _heaviest(setup: Setup, stack: StackMemory) -> Iterator[tuple[int, _Held]]:
     """Pipeline ranks of which one needs most: of those that hold alike, the one with most micro-batches in flight.
 
-    Layers are spread evenly over the stages, or the ends have one less; those of multi-token prediction are on the last.
+    Layers are spread evenly over the stages, or the ends have one less; those of multi-token prediction are at the end.
     """
     arch, size, each = setup.model, setup.pipeline_parallel_size, stages_per_rank(setup)
     count, num_dense = size * each, arch.num_layers - arch.num_moe_layers
@@ -284,7 +284,7 @@ def _parameters(setup: Setup, held: _Held) -> tuple[float, float]:
 
 
 def _activations(setup: Setup, stack: StackMemory, held: _Held) -> float:
-    """All micro-batches in flight, and at the end of the model the last norm's input and what the output layer takes."""
+    """All micro-batches in flight, and at the end of the model the last norm's input and that of the output layer."""
     sent = stack.keeps_sent and setup.pipeline_parallel_size > 1
     hidden = setup.micro_batch_tokens * stack.kept.norm_input * setup.model.hidden_size
     residual = hidden / (setup.tensor_parallel_size if setup.sequence_parallel else 1)
