@@ -103,7 +103,11 @@ def stack_memory(setup: Setup) -> StackMemory:
         kept = replace(kept, norm_output=low, product=low, attention_output=kept.attention_output + low)
     if setup.recompute_granularity == "selective":
         kept = _selective(setup, kept, megatron)
-    return _by_stack(setup, kept, element, low)
+    memory = _by_stack(setup, kept, element, low)
+    if setup.mixed_precision:
+        return memory
+    all_low = {name: element for name in ("weights", "gradients", "reduced")}
+    return replace(memory, **all_low, main_weights=0.0, optimizer=2 * element)
 
 
 def _selective(setup: Setup, kept: Kept, megatron: bool) -> Kept:
@@ -142,7 +146,4 @@ def _by_stack(setup: Setup, kept: Kept, element: float, low: float | None) -> St
         loss = 2 * element
     elif setup.loss == "chunked":
         loss, into = loss / _CHUNKS, 4.0
-    memory = StackMemory(kept, 4.0, 4.0, 0.0, gathered=element, logits=loss, into_logits=into, keeps_gathered=True)
-    if setup.mixed_precision:
-        return memory
-    return replace(memory, weights=element, gradients=element, optimizer=2 * element, reduced=element)
+    return StackMemory(kept, 4.0, 4.0, 0.0, gathered=element, logits=loss, into_logits=into, keeps_gathered=True)
