@@ -76,11 +76,11 @@ def variants(division: Setup, open_fields: Collection[str]) -> Iterator[Setup]:
 def micro_batches(division: Setup, open_fields: Collection[str]) -> list[int]:
     """Micro-batch sizes that divide the sequences of a data rank, ascending.
 
-    One with context ranks: several sequences at once could as well go to that many more data ranks, without exchange.
+    One with context ranks that are open too: several sequences at once could as well go to more data ranks.
     """
     if "micro_batch_size" not in open_fields:
         return [division.micro_batch_size]
-    if division.context_parallel_size > 1:
+    if division.context_parallel_size > 1 and "context_parallel_size" in open_fields:
         return [1]
     sequences = division.global_batch_size // division.data_parallel_size
     return [size for size in range(1, min(sequences, _LARGEST_MICRO_BATCH) + 1) if sequences % size == 0]

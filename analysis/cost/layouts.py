@@ -20,7 +20,7 @@ from analysis.cost.stacks import Constants
 from analysis.cost.step import StepTime, step_time
 
 #: Parts of a step in which a pipeline waits, and parts that do not grow with jitter (analysis.cost.step).
-_IDLE = ("pipeline_bubble", "pipeline_communication")
+_IDLE = ("pipeline_bubble", "pipeline_communication", "stage_imbalance")
 _ONCE = ("data_communication", "optimizer", "host", "jitter")
 #: Of the estimated memory, where nothing fits with more headroom: the driver's part and fragments.
 _MARGIN = 0.06
@@ -129,6 +129,8 @@ def _emptied(template: Setup, open_fields: Collection[str]) -> Setup:
     """The template without what an earlier choice has left in its open fields."""
     empty = {"virtual_pipeline_parallel_size": 1, "pipeline_schedule": "1f1b", "recompute_granularity": "none"}
     template = replace(template, **{name: value for name, value in empty.items() if name in open_fields})
+    if template.virtual_pipeline_parallel_size > 1:
+        template = replace(template, pipeline_schedule="interleaved1f1b")
     return replace(template, recompute_share=1.0) if "recompute_granularity" in open_fields else template
 
 
@@ -136,7 +138,8 @@ def _least_seconds(division: Setup, open_fields: Collection[str], constants: Con
     """What no variant of the division goes below."""
     largest = replace(division, micro_batch_size=micro_batches(division, open_fields)[-1])
     times = [step_time(replace(largest, sharding=each), constants) for each in shardings(division, open_fields)]
-    return min(time.total - _waiting_seconds(time) for time in times)
+    piped = division.pipeline_parallel_size > 1  # then virtual stages may hide what data ranks exchange
+    return min(time.total - _waiting_seconds(time) - piped * time.data_communication for time in times)
 
 
 def _waiting_seconds(time: StepTime) -> float:
@@ -173,9 +176,17 @@ def _priced(
 
 
 def _least_memory(division: Setup, open_fields: Collection[str]) -> Setup:
-    """The variant that needs least: sharded most, one stage a rank, everything recomputed."""
+    """The variant that needs least: sharded most, one stage a rank, everything recomputed.
+
+    Where scores are written, a layer that is computed again writes its own again: attention alone may need less.
+    """
     least = replace(division, sharding=shardings(division, open_fields)[-1])
-    return _all_recomputed(least) if "recompute_granularity" in open_fields else least
+    if "recompute_granularity" not in open_fields:
+        return least
+    whole = _all_recomputed(least)
+    if division.flash_attention:
+        return whole
+    return min((whole, _attention_recomputed(least)), key=lambda setup: memory(setup).device)
 
 
 def _recomputed(variant: Setup, margin: float) -> list[tuple[Setup, MemoryEstimate]]:
@@ -191,8 +202,12 @@ def _recomputed(variant: Setup, margin: float) -> list[tuple[Setup, MemoryEstima
         layers = max(1, variant.model.num_layers // variant.pipeline_parallel_size)
         trials = [replace(whole, recompute_share=math.ceil(layers * (most - room) / (most - least)) / layers)]
     if not variant.flash_attention or variant.is_fsdp:  # elsewhere it is what flash attention does
-        trials.append(replace(variant, recompute_granularity="selective"))
+        trials.append(_attention_recomputed(variant))
     return [(trial, memory(trial)) for trial in trials]
+
+
+def _attention_recomputed(setup: Setup) -> Setup:
+    return replace(setup, recompute_granularity="selective", recompute_share=1.0)
 
 
 def _all_recomputed(setup: Setup) -> Setup:

@@ -92,7 +92,9 @@ def _micro_batches(setup: Setup, open_fields: Collection[str]) -> list[int]:
 def _chunks(setup: Setup, open_fields: Collection[str]) -> list[int]:
     if "virtual_pipeline_parallel_size" not in open_fields:
         return [setup.virtual_pipeline_parallel_size]
-    each = setup.model.num_layers // setup.pipeline_parallel_size
+    ranks, layers = setup.pipeline_parallel_size, setup.model.num_layers
+    even = next((total for total in (layers, layers + 2) if total % ranks == 0), ranks)  # else one stage a rank
+    each = even // ranks
     return [size for size in range(1, min(each, 12) + 1) if each % size == 0]
 
 

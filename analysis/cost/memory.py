@@ -172,9 +172,12 @@ def _sizes(setup: Setup, stack: StackMemory, moe: bool) -> LayerSizes:
     groups = max(1.0, arch.num_query_groups / tensor)
     heads = arch.num_attention_heads / tensor
     inner = arch.moe_shared_expert_intermediate_size if moe else arch.ffn_hidden_size
-    # torch's selective policy keeps what is exchanged, there and back, and no grouped product
-    exchanged = setup.is_fsdp and setup.recompute_granularity == "selective"
-    sent = (2 if setup.expert_parallel_size > 1 else 0) if exchanged else 1
+    # torch's selective policy keeps no grouped product; what is exchanged, there and back, cannot be computed again
+    routed, selective = 1.0, setup.is_fsdp and setup.recompute_granularity == "selective"
+    if setup.is_fsdp and setup.expert_parallel_size > 1:
+        routed = 2 * stack.kept.norm_input / (stack.kept.norm_output + stack.kept.expert_output)
+    elif selective:
+        routed = 0.0
     return LayerSizes(
         hidden=divided,
         entering=arch.hidden_size if stack.keeps_gathered else divided,
@@ -188,8 +191,8 @@ def _sizes(setup: Setup, stack: StackMemory, moe: bool) -> LayerSizes:
         latent=arch.q_lora_rank + arch.kv_lora_rank if arch.is_latent else 0,
         # tensor ranks have routed their parts of the tokens, which the ranks that share an expert gather
         routed=arch.moe_router_topk * split / tensor if moe else 0,
-        routed_hidden=sent * arch.hidden_size,
-        routed_inner=0 if exchanged else arch.moe_ffn_hidden_size / split,
+        routed_hidden=routed * arch.hidden_size,
+        routed_inner=0 if selective else arch.moe_ffn_hidden_size / split,
     )
 
 

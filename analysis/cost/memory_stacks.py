@@ -102,7 +102,7 @@ def stack_memory(setup: Setup) -> StackMemory:
         # the products' inputs in low precision; attention keeps its output in bf16 for itself
         kept = replace(kept, norm_output=low, product=low, attention_output=kept.attention_output + low)
     if setup.recompute_granularity == "selective":
-        kept = _selective(setup, kept, megatron)
+        kept = _selective(setup, kept)
     memory = _by_stack(setup, kept, element, low)
     if setup.mixed_precision:
         return memory
@@ -110,15 +110,15 @@ def stack_memory(setup: Setup) -> StackMemory:
     return replace(memory, **all_low, main_weights=0.0, optimizer=2 * element)
 
 
-def _selective(setup: Setup, kept: Kept, megatron: bool) -> Kept:
+def _selective(setup: Setup, kept: Kept) -> Kept:
     """What is kept under selective recomputation.
 
-    Megatron computes attention anew from queries, keys and values (Korthikanti et al. 2022, section 5): no scores.
-    Torch's policy (torchtitan, distributed/activation_checkpoint.py) keeps attention's output and every other product's
+    Megatron, and what is made like it, computes attention anew from queries, keys and values (Korthikanti et al. 2022,
+    section 5): no scores. Torch's policy (torchtitan, distributed/activation_checkpoint.py) keeps attention's output and every other product's
     (queries, values, gate, the MLP's output, which a compiled block drops), what collectives give, and the layer's
     input.
     """
-    if megatron:
+    if not setup.is_fsdp:
         return replace(kept, scores=0.0, softmax_statistics=0.0)
     kept = replace(kept, key=0.0, columns=kept.columns / 2, activated=0.0, product=0.0, scores=0.0)
     if setup.tensor_parallel_size == 1:

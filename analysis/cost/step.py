@@ -25,16 +25,9 @@ from analysis.cost.stacks import Constants, constants_of
 _WEIGHT_BYTES, _GRADIENT_BYTES, _OPTIMIZER_BYTES = 2.0, 4.0, 30.0
 #: Of gradients and the optimizer where all is in 16 bits.
 _GRADIENT_BYTES_16, _OPTIMIZER_BYTES_16 = 2.0, 14.0
-#: Part of the bubble that a schedule leaves, against 1F1B's.
-_BUBBLE = {
-    "gpipe": 1.0,
-    "1f1b": 1.0,
-    "interleaved1f1b": 1.0,
-    "zb1p": 1 / 3,
-    "zb2p": 0.0,
-    "zbv": 1 / 3,
-    "dualpipev": 1 / 3,
-}
+#: Part of the bubble that zero-bubble schedules leave, against 1F1B's, where micro-batches are enough: forward pass,
+#: gradients of inputs and of weights take about as long each, and the last are put off to fill it.
+_LEFT = {"zb1p": 1 / 3, "zb2p": 0.0, "zbv": 1 / 3, "dualpipev": 1 / 3}
 #: Parts of a step in which the GPU computes; in the others it waits. And how far their share may be off, either way.
 _COMPUTE = ("linear", "attention", "elementwise", "output_layer", "recompute", "optimizer")
 _BUSY_ERROR = 0.1
@@ -134,18 +127,18 @@ def _layer(setup: Setup, constants: Constants, rates: Rates, moe: bool) -> _Laye
         again = forward.elementwise + forward.linear / 2
     elif setup.recompute_granularity == "selective":
         again = forward.attention  # Korthikanti et al. 2022, section 5
-    gather, scatter = _fetched_weights(setup, constants, moe)
-    hidden = constants.weight_overlap
-    weights = max(0.0, gather - hidden * forward.total)
-    if setup.sharding == "zero3":
-        scatter += gather
-    weights += max(0.0, scatter - hidden * (backward.total + again))
     collectives = setup.tensor_parallel_size > 1
     launch = constants.host_layer_seconds + constants.host_collective_seconds * collectives
     launch *= _EXPERT_LAUNCHES if moe else 1.0
     host_backward = 1.3 * launch + (launch if setup.recompute_granularity == "full" else 0.0)
-    waiting = max(0.0, launch - forward.total) + max(0.0, host_backward - backward.total - again)
-    return _Layer(forward, backward, again, waiting, weights)
+    waiting = max(0.0, launch - forward.total), max(0.0, host_backward - backward.total - again)
+    gather, scatter = _fetched_weights(setup, constants, moe)
+    if setup.sharding == "zero3":
+        scatter += gather
+    hidden = constants.weight_overlap  # behind what the GPU does, and behind its waiting for the host
+    weights = max(0.0, gather - hidden * (forward.total + waiting[0]))
+    weights += max(0.0, scatter - hidden * (backward.total + again + waiting[1]))
+    return _Layer(forward, backward, again, sum(waiting), weights)
 
 
 def _fetched_weights(setup: Setup, constants: Constants, moe: bool) -> tuple[float, float]:
@@ -205,14 +198,27 @@ def _pipeline(setup: Setup, constants: Constants, stage: float) -> tuple[float, 
     if ranks == 1:
         return 0.0, 0.0
     chunks = setup.virtual_pipeline_parallel_size
-    left = _BUBBLE[setup.pipeline_schedule]
-    bubble = (ranks - 1) / chunks * stage * constants.bubble * left
+    bubble = (ranks - 1) / chunks * stage * constants.bubble * _bubble_left(setup)
     inner = setup.tensor_parallel_size * setup.context_parallel_size * setup.data_parallel_size
     crosses = setup.num_gpus > setup.device.scale_up_size and 2 * inner > setup.device.scale_up_size
     block = 2.0 * setup.micro_batch_tokens * setup.model.hidden_size / setup.tensor_parallel_size
     one = 2.0 * send_seconds(block, crosses, setup.device, constants)
     steady = setup.num_micro_batches * chunks * one * (1.0 - constants.pipeline_overlap)
     return bubble, steady + (ranks - 1) * one
+
+
+def _bubble_left(setup: Setup) -> float:
+    """Part of 1F1B's bubble that the schedule leaves.
+
+    The first rank has its last gradient no sooner than p - 1 forward passes, all m of forward passes and gradients of
+    inputs on the last rank, and p - 1 gradients on the way back; it can fill 3 m thirds of a stage's time of that.
+    So (2 p - 1 - m) / 3 stages are idle whatever is put off (Qi et al. 2023, arXiv:2401.10241: none from m = 2 p - 1).
+    """
+    if setup.pipeline_schedule not in _LEFT:
+        return 1.0
+    ranks = setup.pipeline_parallel_size
+    idle = (2 * ranks - 1 - setup.num_micro_batches) / 3
+    return max(_LEFT[setup.pipeline_schedule], idle / (ranks - 1))
 
 
 def _data_seconds(setup: Setup, constants: Constants, layers: list[tuple[_Layer, int]]) -> float:
