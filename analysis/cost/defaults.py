@@ -80,6 +80,11 @@ def complete_setup(model: Architecture, device: Device, tokens: float | None, gi
     for choice in _plain_choices(model, device, fields, tokens):
         fields[choice.field] = choice.value
         choices.append(choice)
+    if "loss" in given and not str(fields["stack"]).startswith("fsdp"):
+        raise UserError(
+            f"loss = {given['loss']}: {fields['stack']} has its own: leave it out, or choose stack fsdp_compiled or "
+            "fsdp_eager"
+        )
     open_fields = {name for name in (*LAYOUT_FIELDS, "num_gpus") if name not in given}
     batch_wish = next((choice for choice in choices if choice.field == "global_batch_size"), None)
     if batch_wish is not None:
@@ -150,7 +155,10 @@ def _plain_choices(model: Architecture, device: Device, given: Mapping[str, Any]
 def _template(model: Architecture, device: Device, fields: Mapping[str, Any]) -> Setup:
     """A setup with the given fields, and in open ones the least that these need."""
     least: dict[str, Any] = {"tensor_parallel_size": fields.get("expert_tensor_parallel_size", 1)}
-    least["pipeline_parallel_size"] = 2 if fields.get("virtual_pipeline_parallel_size", 1) > 1 else 1
+    if fields.get("pipeline_schedule") == "interleaved1f1b":
+        least["virtual_pipeline_parallel_size"] = 2
+    virtual = fields.get("virtual_pipeline_parallel_size", least.get("virtual_pipeline_parallel_size", 1))
+    least["pipeline_parallel_size"] = 2 if virtual > 1 else 1
     fields = {**least, **fields}
     return Setup(model=model, device=device, **{"num_gpus": _replica(fields), **fields})
 
@@ -186,7 +194,8 @@ def _with_gpus(setup: Setup, open_fields: set[str], tokens: float) -> tuple[Setu
                 why = f"the fewest, doubling, on which it fits and all steps take at most {_MOST_DAYS} days"
                 return trial, Choice("num_gpus", num_gpus, why)
     if best is None:
-        trial = choose_layout(replace(setup, num_gpus=_counts(setup, tokens)[-1]), open_fields)
+        trials = (choose_layout(replace(setup, num_gpus=size), open_fields) for size in _counts(setup, tokens)[::-1])
+        trial = next(filter(is_possible, trials), choose_layout(setup, open_fields))
         return trial, Choice("num_gpus", trial.num_gpus, "it fits on no number of these GPUs")
     why = f"the most that the batch keeps busy; {_MOST_DAYS} days are out of reach with it"
     return best, Choice("num_gpus", best.num_gpus, why)

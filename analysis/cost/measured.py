@@ -17,6 +17,7 @@ from analysis.cost.measured_cells import (
     Row,
     flag,
     mixed_precision,
+    month_of,
     number,
     precision,
     recompute,
@@ -216,8 +217,8 @@ def describe(row: Row) -> Described:
     experts = expert_sizes(row, model, layout, assumed)
     order = schedule(row)
     if order not in (None, "interleaved1f1b"):
-        if order in ("gpipe", "1f1b") and (chunks or 1) > 1:
-            assumed.append(f"vpp = {chunks} is ignored: pipeline_schedule = {order} has no virtual stages")
+        if (chunks or 1) > 1:
+            assumed.append(f"vpp = {chunks} is ignored: pipeline_schedule = {order} has its own stages of a rank")
         chunks = 1
     kind, stack = _precision(row, device, assumed), stack_of_row(row, assumed)
     again, apart, flash = recompute(row), flag(row, "seq_parallel"), flag(row, "flash_attention")
@@ -252,10 +253,12 @@ def describe(row: Row) -> Described:
     open_fields = set()
     if micro_batch is None:
         open_fields.add("micro_batch_size")
-    if chunks is None and layout.pipeline > 1 and stack == "megatron":
+    if chunks is None and layout.pipeline > 1 and (stack == "megatron" or order == "interleaved1f1b"):
         open_fields.add("virtual_pipeline_parallel_size")
     if again is None:
         open_fields.add("recompute_granularity")
+    if month_of(row) is None and (text_of(row, "date") or setup.fuses_experts or setup.loss == "chunked"):
+        assumed.append(f"date = {row.get('date') or 'nothing'}: its software is taken for today's")
     setup, choices = complete(setup, open_fields)
     try:
         check_setup(setup)

@@ -33,12 +33,22 @@ _PRECISIONS: tuple[tuple[Precision, str], ...] = (
     ("fp32", r"fp32|float32|tf32|^32"),
 )
 #: Signs of weights and optimizer in 16 bits: "bf16-true", "pure bf16", "bf16 weights and optimizer".
-_ALL_LOW = re.compile(r"(bf|fp|float)16.true|pure|full (bf|fp)16|16 weights and optimizer")
+_ALL_LOW = re.compile(
+    r"(bf|fp|float)16\W?true|(?<!not )\b(pure|full)\W?(bf|fp|float)16|(bf|fp)16\W?full|16 weights and optimizer"
+)
 _NO_RECOMPUTE = frozenset({"none", "no", "false", "0", "0.0", "off", "n", "disabled"})
 #: Parts of a layer that Megatron's selective recomputation names, and torch's policy by operator.
 _PARTS = frozenset({"op", "ops", "sac", "core", "attn", "attention", "mlp", "moe", "layernorm", "modules"})
-#: Who recomputes some layers whole and others not: "selective-layer (every 2nd)".
-_EVERY_OTHER = re.compile(r"selective.layer|every (2nd|second|other)")
+#: Who recomputes some layers whole and others not: "selective-layer (every 2nd)", "every 4 layers", "8 of 32 layers".
+_EVERY = re.compile(r"every (?:(\d+)(?:st|nd|rd|th)?|second|other)\b")
+_SOME_OF = re.compile(r"(\d+) of (\d+) layers")
+_SELECTIVE_LAYER = re.compile(r"selective.layer")
+#: Dates: 2025-03-01, 2025/3, 2025; 03/2025; NVIDIA's containers, 25.03 or v25.03.01; "Mar 2025".
+_YEAR_FIRST = re.compile(r"\b(20\d\d)(?:[-/.](\d\d?))?\b")
+_MONTH_FIRST = re.compile(r"\b(?:\d\d?[-/.])?(\d\d?)[-/.](20\d\d)\b")
+_CONTAINER = re.compile(r"v?(2\d)\.(\d\d)(\.\d+)*")
+_NAMED = re.compile(r"\b(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.? (20\d\d)\b")
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _FULL = frozenset({"full", "block", "uniform", "true", "yes", "1", "1.0", "on", "y", "all", "every", "checkpointing"})
 
 #: Other words for a pipeline schedule, without blanks and hyphens; those of a framework's name tell of one too, and
@@ -48,6 +58,7 @@ _SCHEDULES: dict[str, Schedule] = {
     "zbh1": "zb1p",
     "zb2p": "zb2p",
     "zbh2": "zb2p",
+    "zbv": "zbv",
     "zerobubble": "zbv",
     "dualpipe": "dualpipev",
 }
@@ -124,6 +135,22 @@ def _of_its_day(text: str, day: str) -> str:
     return found[1] + found[3] if day[5:] >= found[2] else found[4]
 
 
+def month_of(row: Row) -> str | None:
+    """The date as 2025-03, or 2025 where no month can be read; None where it is not given or is none."""
+    text = text_of(row, "date")
+    if found := _CONTAINER.fullmatch(text):
+        year, month = f"20{found[1]}", int(found[2])
+    elif found := _MONTH_FIRST.search(text):
+        year, month = found[2], int(found[1])
+    elif found := _NAMED.search(text):
+        year, month = found[2], _MONTHS.index(found[1]) + 1
+    elif found := _YEAR_FIRST.search(text):
+        year, month = found[1], int(found[2] or 0)
+    else:
+        return None
+    return f"{year}-{month:02d}" if 1 <= month <= 12 else year
+
+
 def mixed_precision(row: Row) -> bool:
     """Whether weights and moments are in float32, unless the cell says that all is in 16 bits."""
     return not _ALL_LOW.search(text_of(row, "precision"))
@@ -137,7 +164,7 @@ def recompute(row: Row) -> Recompute | None:
         return None
     if words[0] in _NO_RECOMPUTE:
         return "none"
-    if _EVERY_OTHER.search(text):
+    if recompute_share(row) < 1.0:
         return "full"
     if any(word.startswith("select") for word in words):
         return "selective"
@@ -148,7 +175,12 @@ def recompute(row: Row) -> Recompute | None:
 
 def recompute_share(row: Row) -> float:
     """Share of the layers that are recomputed."""
-    return 0.5 if _EVERY_OTHER.search(text_of(row, "recompute")) else 1.0
+    text = text_of(row, "recompute")
+    if found := _EVERY.search(text):
+        return 1.0 / max(1, int(found[1] or 2))
+    if found := _SOME_OF.search(text):
+        return min(1.0, int(found[1]) / max(1, int(found[2])))
+    return 0.5 if _SELECTIVE_LAYER.search(text) else 1.0
 
 
 def schedule(row: Row) -> Schedule | None:

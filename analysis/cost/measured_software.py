@@ -1,8 +1,6 @@
 """The software of a row of measured runs: its stack, and what software of its day did."""
 
-import re
-
-from analysis.cost.measured_cells import Row, precision, text_of, whole
+from analysis.cost.measured_cells import Row, month_of, precision, text_of, whole
 from analysis.cost.setup import Loss, Stack
 from analysis.cost.stacks import stack_of
 
@@ -16,8 +14,6 @@ _TORCHTITAN_COMPILES, _TORCHTITAN_CHUNKS = "2025-04", "2026-05"
 _TORCHTITAN_MICRO_BATCH, _TORCHTITAN_ACCUMULATES = "2025-04", "2025-06"
 #: Since this month Megatron-Core fuses the experts' products with what is between them (Megatron-Bridge 26.06).
 _FUSED_EXPERTS = "2026-06"
-#: A date as NVIDIA's containers have it: 26.02 or 26.02.01.
-_CONTAINER = re.compile(r"(\d\d)\.(\d\d)(\.\d+)*")
 #: Software that has the loss within the model that it compiles.
 _LOSS_INSIDE = ("gpt", "chat", "llm.c", "pax")
 #: Words for a loss that never has all logits.
@@ -28,6 +24,8 @@ def stack_of_row(row: Row, assumed: list[str]) -> Stack:
     """By the framework's name, or else by the layout and the date."""
     framework = row.get("framework") or ""
     stack = stack_of(framework)
+    if stack == "megatron" and "megatron-lm" in framework.lower() and _before(row, _MEGATRON_CORE):
+        return "megatron_2021"
     if stack is not None:
         return stack
     low = precision(row) not in (None, "bf16", "fp16", "fp32")
@@ -84,13 +82,11 @@ def usual_micro_batch(row: Row, sequences: int, stages: int) -> int | None:
 
 
 def fuses_experts(row: Row) -> bool:
-    """Whether the software is as new as that; without a date it is taken for today's."""
+    """Whether the software is as new as that."""
     return not _before(row, _FUSED_EXPERTS)
 
 
 def _before(row: Row, month: str) -> bool:
-    """Whether the row has a date, and that is of an earlier month."""
-    day = text_of(row, "date")
-    if container := _CONTAINER.fullmatch(day):
-        day = f"20{container[1]}-{container[2]}"
-    return bool(day) and day[: len(month)] < month
+    """Whether the row's date is surely of an earlier month; without a date its software is taken for today's."""
+    day = month_of(row)
+    return day is not None and day < month[: len(day)]

@@ -23,6 +23,10 @@ _FRAMEWORKS: tuple[tuple[str, Stack], ...] = (
     ("megatron-lm 2023", "megatron_2021"),
     ("megatron-lm ptd", "megatron_2021"),
     ("megatron-deepspeed", "megatron_2021"),
+    ("accelerate", "fsdp_eager"),
+    ("hf trainer", "fsdp_eager"),
+    ("hf + deepspeed", "fsdp_eager"),
+    ("transformers", "fsdp_eager"),
     ("deepspeed", "megatron_2021"),
     ("megatron", "megatron"),
     ("nemo", "megatron"),
@@ -40,7 +44,6 @@ _FRAMEWORKS: tuple[tuple[str, Stack], ...] = (
     ("foundry", "fsdp_eager"),
     ("llm.c", "fsdp_compiled"),
     ("hugging", "fsdp_eager"),
-    ("accelerate", "fsdp_eager"),
 )
 
 

@@ -98,6 +98,7 @@ def test_an_old_gpu_trains_in_fp16_and_tokens_default_to_twenty_a_parameter():
         ({"tensor_parallel_size": 0}, "tensor_parallel_size = 0: must be 1 or more"),
         ({"pipeline_parallel_size": 640}, "more stages than the 28 layers"),
         ({"precision": "nvfp4"}, "no such products"),
+        ({"num_gpus": 8, "loss": "chunked"}, "loss = chunked: megatron has its own: .*choose stack fsdp_compiled"),
     ],
 )
 def test_what_cannot_be_is_refused(given, said):
@@ -112,3 +113,20 @@ def test_what_a_given_size_needs_is_chosen_with_it():
     staged = chosen(num_gpus=64, virtual_pipeline_parallel_size=2).setup
     assert staged.virtual_pipeline_parallel_size == 2 and staged.pipeline_parallel_size > 1
     assert staged.pipeline_schedule == "interleaved1f1b"
+
+
+def test_a_schedule_may_be_interleaved_and_its_stages_left_open():
+    found = chosen(num_gpus=64, pipeline_schedule="interleaved1f1b", pipeline_parallel_size=4).setup
+    assert found.virtual_pipeline_parallel_size > 1 and found.pipeline_schedule == "interleaved1f1b"
+
+
+def test_virtual_stages_keep_their_schedule_where_nothing_fits():
+    found = chosen(model=llama_of(405e9), num_gpus=8, pipeline_parallel_size=4, virtual_pipeline_parallel_size=2).setup
+    assert found.pipeline_schedule == "interleaved1f1b" and not fits(memory(found), H100)
+
+
+def test_where_it_fits_on_no_number_of_gpus_the_batch_is_still_what_was_given():
+    sizes = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "global_batch_size": 8}
+    done = chosen(model=llama_of(70e9), **sizes)
+    assert done.setup.global_batch_size == 8 and not fits(memory(done.setup), H100)
+    assert any("fits on no number" in choice.why for choice in done.choices)

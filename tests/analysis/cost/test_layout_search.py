@@ -12,6 +12,7 @@ from analysis.cost.layout_space import LAYOUT_FIELDS, divisions, variants
 from analysis.cost.layouts import on_more_gpus, search
 from analysis.cost.memory import MemoryEstimate, memory
 from analysis.cost.setup import Setup
+from analysis.cost.shape import llama_of
 from analysis.cost.step import StepTime, step_time
 
 EIGHT = Architecture("8B", 32, 4096, 32, 8, 128, 14336, 128256)
@@ -46,6 +47,33 @@ def test_nothing_faster_is_missed(template):
     fastest = min(step_time(trial).total for trial in everything(template))
     assert search(template).candidates[0].seconds <= fastest
     assert search(template, count=1).candidates[0].seconds == search(template).candidates[0].seconds
+
+
+def test_virtual_stages_that_hide_gradients_are_not_missed():
+    """The bound of a division counts nothing that its virtual stages could hide."""
+    many = replace(SETUP, model=EXPERTS, num_gpus=1024, seq_length=8192, global_batch_size=512, precision="fp8")
+    by_hand = replace(many, pipeline_parallel_size=2, context_parallel_size=2, expert_parallel_size=8)
+    by_hand = replace(by_hand, virtual_pipeline_parallel_size=8, pipeline_schedule="interleaved1f1b")
+    assert with_headroom(memory(by_hand)) <= H100.memory_bytes
+    for count in (1, 5):
+        assert search(many, count=count).candidates[0].seconds <= step_time(by_hand).total
+
+
+def test_where_scores_are_written_attention_alone_is_recomputed():
+    long = replace(SMALL, model=llama_of(8e8), num_gpus=1, seq_length=32768, global_batch_size=4)
+    (found,) = search(replace(long, flash_attention=False, stack="megatron_2021"), count=1).candidates
+    assert found.setup.recompute_granularity == "selective"
+    whole = replace(found.setup, recompute_granularity="full")
+    assert memory(whole).device > H100.memory_bytes > found.memory.device
+
+
+def test_a_given_number_of_context_ranks_may_take_several_sequences():
+    open_fields = [name for name in LAYOUT_FIELDS if name != "context_parallel_size"]
+    given = replace(SMALL, context_parallel_size=4, num_gpus=64, global_batch_size=512)
+    assert max(each.setup.micro_batch_size for each in search(given, open_fields).candidates) > 1
+    assert {
+        each.setup.micro_batch_size for each in search(given).candidates if each.setup.context_parallel_size > 1
+    } <= {1}
 
 
 def test_what_is_listed_fits_divides_and_is_sorted():

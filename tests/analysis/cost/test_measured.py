@@ -6,7 +6,7 @@ import pytest
 from measured_rows import row
 
 from analysis.cost.measured import describe, measurements, read_rows
-from analysis.cost.measured_cells import NotExpressible
+from analysis.cost.measured_cells import NotExpressible, month_of
 from analysis.cost.memory import memory
 from analysis.cost.step import step_time
 from scaling.errors import UserError
@@ -211,6 +211,9 @@ def test_software_is_that_of_its_day():
         return describe(row(framework="", **changes)).setup.stack
 
     assert stack(date="2022-07") == "megatron_2021" and stack(date="2024-01") == stack() == "megatron"
+    assert stack(date="07/2024") == stack(date="2023") == "megatron" and stack(date="2022") == "megatron_2021"
+    assert describe(row(framework="Megatron-LM", date="2021-04")).setup.stack == "megatron_2021"
+    assert describe(row(framework="HF Accelerate + DeepSpeed", date="2025-06")).setup.stack == "fsdp_eager"
     assert stack(date="2022-07", gpu="H100", precision="fp8") == "megatron", "there was no fp8 then"
     said = describe(row(framework="", date="2022-07")).assumptions
     assert "software not given: taken for the stack megatron_2021, by its layout and date" in said
@@ -243,10 +246,34 @@ def test_experts_are_fused_since_a_release(date, fused):
     assert not replace(found, precision="bf16").fuses_experts
 
 
+@pytest.mark.parametrize(
+    ("date", "month"),
+    [
+        ("2025-03-01", "2025-03"), ("2025/3", "2025-03"), ("03/2025", "2025-03"), ("1.3.2025", "2025-03"),
+        ("25.03", "2025-03"), ("v25.03.01", "2025-03"), ("Mar 2025", "2025-03"), ("2025", "2025"), ("Q1 2025", "2025"),
+        ("2026-13", "2026"), ("soon", None), ("", None),
+    ],
+)  # fmt: skip
+def test_dates_are_read_as_people_write_them(date, month):
+    assert month_of(row(date=date)) == month
+    said = "date = soon: its software is taken for today's"
+    assert (said in describe(row(date=date)).assumptions) == (date == "soon")
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [("every 4 layers", 0.25), ("every 4th", 0.25), ("full (8 of 32 layers)", 0.25), ("every other layer", 0.5)],
+)
+def test_some_layers_are_a_share_of_full_recomputation(text, share):
+    found = describe(row(recompute=text)).setup
+    assert (found.recompute_granularity, found.recompute_share) == ("full", share)
+
+
 @pytest.mark.parametrize("text", ["bf16-true", "pure bf16", "bf16 weights and optimizer"])
 def test_weights_and_optimizer_in_16_bits_are_read(text):
     assert not describe(row(precision=text)).setup.mixed_precision
-    assert describe(row(precision="bf16 (fp32 weights)")).setup.mixed_precision
+    for mixed in ("bf16 (fp32 weights)", "not pure bf16", "bf16"):
+        assert describe(row(precision=mixed)).setup.mixed_precision
 
 
 TITAN = {"micro_batch": "", "vpp": "", "tp": "2", "pp": "4", "dp": "8", "global_batch": "256"}

@@ -245,6 +245,14 @@ def test_torchs_selective_policy_keeps_what_experts_exchange_and_none_of_their_p
     alone, exchanged = (memory(replace(setup, expert_parallel_size=size)).tensors["activations"] for size in (1, 8))
     each_token = 2 * model.moe_router_topk * 2 * model.hidden_size * model.num_moe_layers
     assert exchanged - alone == pytest.approx(4096 * each_token), "there and back in 16 bits"
+    for stack in ("fsdp_compiled", "fsdp_eager"):
+        for tensor in (1, 2):
+            sizes = {"expert_parallel_size": 8, "tensor_parallel_size": tensor, "num_gpus": 16, "stack": stack}
+            modes = (
+                memory(replace(setup, **sizes, recompute_granularity=mode)).tensors["activations"]
+                for mode in ("none", "selective", "full")
+            )
+            assert sorted(found := list(modes), reverse=True) == found
 
 
 def test_fsdps_zero2_divides_weights_and_keeps_them_gathered():

@@ -39,6 +39,31 @@ def test_pipeline_bubble_shrinks_with_chunks_and_micro_batches_and_zero_bubble_s
     for schedule in ("zb1p", "zbv"):
         assert step_time(setup(pipeline_schedule=schedule)).pipeline_bubble < plain.pipeline_bubble / 2
     assert step_time(setup(pipeline_schedule="zb2p")).pipeline_bubble == 0
+
+
+@pytest.mark.parametrize("schedule", ["zb1p", "zb2p", "zbv", "dualpipev"])
+def test_a_bubble_is_filled_only_by_as_many_micro_batches_as_there_are(schedule):
+    """One micro-batch on 4 ranks: 4 forward passes, 4 gradients of inputs, then one of weights: 3 of 9 parts work."""
+    one = setup(global_batch_size=4, pipeline_schedule=schedule)
+    assert one.num_micro_batches == 1
+    plain = step_time(replace(one, pipeline_schedule="1f1b")).pipeline_bubble
+    assert step_time(one).pipeline_bubble == pytest.approx(plain * 2 / 3)
+    share = [step_time(replace(one, global_batch_size=4 * count)).pipeline_bubble / plain for count in (1, 3, 4, 7, 20)]
+    assert share == sorted(share, reverse=True)
+    assert share[-1] == pytest.approx(0.0 if schedule == "zb2p" else 1 / 3)
+    assert share[2] == pytest.approx(1 / 3), "four of them hide two thirds under every schedule"
+
+
+def test_recomputing_never_shortens_a_step():
+    """What waits for the host hides weights too, so that neither is counted twice."""
+    sizes = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "sharding": "zero3", "stack": "fsdp_eager"}
+    for model in ("gpt2", "llama3-8b"):
+        for length in (256, 1024, 4096):
+            run = setup(model, **sizes, seq_length=min(length, 1024) if model == "gpt2" else length)
+            times = [
+                step_time(replace(run, recompute_granularity=mode)).total for mode in ("none", "selective", "full")
+            ]
+            assert times == sorted(times)
     assert step_time(setup(pipeline_parallel_size=1)).pipeline_bubble == 0
 
 
