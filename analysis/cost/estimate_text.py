@@ -1,5 +1,6 @@
 """An estimate with its conventions, sources and warnings, as JSON and people get it."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -7,6 +8,7 @@ from analysis.cost.calibration import applies, calibration_warnings
 from analysis.cost.defaults import Choice
 from analysis.cost.estimate import Estimate
 from analysis.cost.interval import Interval
+from analysis.cost.layout_space import stages_alike
 from analysis.cost.prices import Price
 from analysis.cost.setup_text import setup_dict
 from analysis.formatting import count
@@ -143,6 +145,12 @@ def _warnings(found: Estimate) -> list[str]:
         warnings.append(
             f"tensor_parallel_size = {setup.tensor_parallel_size}: leaves the {nodes} GPUs that fast links join; times "
             "measured on clusters that nobody tuned are two to three times these"
+        )
+    layers, stages = setup.model.num_layers, setup.pipeline_parallel_size * setup.virtual_pipeline_parallel_size
+    if stages > 1 and not stages_alike(setup, stages):
+        warnings.append(
+            f"{layers} layers on {stages} pipeline stages: the fullest has {math.ceil(layers / stages)}, and the step is "
+            f"priced by the mean of {layers / stages:.3g}: choose sizes that divide the layers"
         )
     if setup.model.is_moe:
         warnings.append(f"{setup.model.name} has experts: tokens are taken to be spread evenly over them")

@@ -131,7 +131,7 @@ def _problem(setup: Setup, open_fields: Collection[str]) -> str | None:
         return "tensor ranks would leave the GPUs that fast links join"
     if not divides_heads(model, tensor):
         return "tensor ranks do not divide the heads"
-    if "pipeline_parallel_size" in open_fields and not (_alike(setup, pipeline) or _nearly_alike(setup, pipeline)):
+    if "pipeline_parallel_size" in open_fields and not stages_alike(setup, pipeline):
         return "pipeline ranks do not divide the layers"
     virtual = setup.virtual_pipeline_parallel_size
     if virtual > 1 and (pipeline == 1 or pipeline * virtual > model.num_layers):
@@ -167,6 +167,11 @@ def _in_nodes(tensor: int, device: Device) -> bool:
 def _too_short(setup: Setup, open_fields: Collection[str]) -> bool:
     tokens = setup.seq_length // setup.context_parallel_size
     return "context_parallel_size" in open_fields and tokens < _LEAST_CONTEXT_TOKENS
+
+
+def stages_alike(setup: Setup, stages: int) -> bool:
+    """Whether a step may be priced by its mean stage."""
+    return _alike(setup, stages) or _nearly_alike(setup, stages)
 
 
 def _alike(setup: Setup, stages: int) -> bool:

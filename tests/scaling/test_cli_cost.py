@@ -305,6 +305,14 @@ def test_where_nothing_fits_the_choices_say_so_and_the_remedies_are_reachable(ru
     assert any("2048 GPUs are enough" in warning for warning in many["warnings"])
 
 
+def test_stages_of_unequal_layers_are_warned_of(run):
+    sizes = ("--model", "llama3-8b", "--gpu", "H100", "--num-gpus", 8, "--pipeline-parallel-size", 8)
+    uneven = answered(run, *sizes, "--virtual-pipeline-parallel-size", 3)
+    assert any("32 layers on 24 pipeline stages: the fullest has 2" in warning for warning in uneven["warnings"])
+    even = answered(run, *sizes, "--virtual-pipeline-parallel-size", 2)
+    assert not any("pipeline stages" in warning for warning in even["warnings"])
+
+
 def test_a_schedule_out_of_the_ordinary_is_named(run):
     code, out, _ = run("explain", *RUN, "--pipeline-schedule", "zbv")
     assert code == 0 and "pipeline 4 (zbv)" in out
