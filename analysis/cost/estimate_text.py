@@ -149,8 +149,8 @@ def _warnings(found: Estimate) -> list[str]:
     layers, stages = setup.model.num_layers, setup.pipeline_parallel_size * setup.virtual_pipeline_parallel_size
     if stages > 1 and not stages_alike(setup, stages):
         warnings.append(
-            f"{layers} layers on {stages} pipeline stages: the fullest has {math.ceil(layers / stages)}, and the step is "
-            f"priced by the mean of {layers / stages:.3g}: choose sizes that divide the layers"
+            f"{layers} layers on {stages} pipeline stages: the fullest has {math.ceil(layers / stages)}, and the step "
+            f"is priced by the mean of {layers / stages:.3g}: choose sizes that divide the layers"
         )
     if setup.model.is_moe:
         warnings.append(f"{setup.model.name} has experts: tokens are taken to be spread evenly over them")

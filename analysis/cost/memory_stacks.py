@@ -114,9 +114,9 @@ def _selective(setup: Setup, kept: Kept) -> Kept:
     """What is kept under selective recomputation.
 
     Megatron, and what is made like it, computes attention anew from queries, keys and values (Korthikanti et al. 2022,
-    section 5): no scores. Torch's policy (torchtitan, distributed/activation_checkpoint.py) keeps attention's output and every other product's
-    (queries, values, gate, the MLP's output, which a compiled block drops), what collectives give, and the layer's
-    input.
+    section 5): no scores. Torch's policy (torchtitan, distributed/activation_checkpoint.py) keeps attention's output
+    and every other product's (queries, values, gate, the MLP's output, which a compiled block drops), what collectives
+    give, and the layer's input.
     """
     if not setup.is_fsdp:
         return replace(kept, scores=0.0, softmax_statistics=0.0)
