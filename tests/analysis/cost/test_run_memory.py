@@ -206,6 +206,8 @@ def test_ends_of_a_pipeline_are_a_layer_shorter_where_that_makes_stages_even():
     assert setup.shortens_ends and not replace(setup, pipeline_parallel_size=2).shortens_ends
     assert found.pipeline_rank == 1
     assert found.tensors["activations"] == pytest.approx(3 * 4 * each, rel=0.01), "3 in flight of 4 layers"
+    alike = memory(replace(setup, pipeline_schedule="zb2p"))  # 8 in flight on every rank: the last has no more layers
+    assert alike.pipeline_rank == 1
 
 
 def test_what_a_torch_loss_holds_of_each_logit():

@@ -54,6 +54,31 @@ def test_a_bubble_is_filled_only_by_as_many_micro_batches_as_there_are(schedule)
     assert share[2] == pytest.approx(1 / 3), "four of them hide two thirds under every schedule"
 
 
+def test_all_in_16_bits_halves_what_is_exchanged_and_updated():
+    sizes = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "num_gpus": 256, "stack": "fsdp_eager"}
+    mixed = setup("llama3-8b", **sizes, sharding="zero1")
+    low = replace(mixed, mixed_precision=False)
+    assert step_time(low).optimizer == pytest.approx(14 / 30 * step_time(mixed).optimizer)
+    bare = replace(constants_of("fsdp_eager"), data_overlap=0.0, weight_overlap=0.0)
+    exchanged = [step_time(run, bare).data_communication for run in (mixed, low)]
+    assert exchanged[1] == pytest.approx(4 / 6 * exchanged[0], rel=0.05), "2 and 2 bytes of a parameter, not 4 and 2"
+    fetched = [step_time(replace(run, sharding="zero3"), bare).weight_communication for run in (mixed, low)]
+    assert fetched[1] == pytest.approx(6 / 8 * fetched[0], rel=0.05)
+
+
+def test_fused_experts_lose_less_and_only_where_they_are_fused():
+    sizes = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "expert_parallel_size": 8, "precision": "mxfp8"}
+    fused = setup("qwen3-30b-a3b", "B200", **sizes)
+    before = replace(fused, fused_experts=False)
+    now, then = step_time(fused), step_time(before)
+    assert now.linear < 0.9 * then.linear and now.elementwise < 0.95 * then.elementwise
+    assert now.attention == then.attention and now.expert_communication == then.expert_communication
+    slow = replace(constants_of("megatron"), expert_seconds=1e-3)
+    assert step_time(before, slow).linear > 1.5 * step_time(fused, slow).linear, "seconds of each expert are hidden too"
+    amd = setup("qwen3-30b-a3b", "MI355X", **sizes)
+    assert not amd.fuses_experts and step_time(amd) == step_time(replace(amd, fused_experts=False))
+
+
 def test_recomputing_never_shortens_a_step():
     """What waits for the host hides weights too, so that neither is counted twice."""
     sizes = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "sharding": "zero3", "stack": "fsdp_eager"}
