@@ -239,6 +239,19 @@ def test_deepspeed_keeps_its_buckets_where_it_divides_state():
     setup = Setup(llama(16, 1024, 16, 4096), A100, 8, 4096, 8, stack="megatron_2021", sharding="zero1")
     apart = memory(setup).tensors["workspace"] - memory(replace(setup, sharding="none")).tensors["workspace"]
     assert apart == 2 * 5e8 * 2
+    flat, piped = (memory(replace(setup, pipeline_parallel_size=size, num_gpus=16)) for size in (1, 4))
+    assert flat.tensors["gradients"] / flat.tensors["weights"] == 2, "4 bytes a gradient"
+    assert piped.tensors["gradients"] / piped.tensors["weights"] == 4, "its optimizer of pipelines sums them again"
+
+
+def test_what_is_made_like_megatron_recomputes_attention_alone():
+    """As its time is priced; torch's policy is for FSDP."""
+    setup = Setup(llama(16, 1024, 16, 4096), A100, 8, 4096, 8, stack="untuned", flash_attention=False)
+    written, again = (
+        memory(replace(setup, recompute_granularity=mode)).tensors["activations"] for mode in ("none", "selective")
+    )
+    flash = memory(replace(setup, flash_attention=True)).tensors["activations"]
+    assert written > 2 * again and again == pytest.approx(flash, rel=0.01)
 
 
 def test_torchs_selective_policy_keeps_what_experts_exchange_and_none_of_their_products():
@@ -247,6 +260,8 @@ def test_torchs_selective_policy_keeps_what_experts_exchange_and_none_of_their_p
     alone, exchanged = (memory(replace(setup, expert_parallel_size=size)).tensors["activations"] for size in (1, 8))
     each_token = 2 * model.moe_router_topk * 2 * model.hidden_size * model.num_moe_layers
     assert exchanged - alone == pytest.approx(4096 * each_token), "there and back in 16 bits"
+    wider = replace(setup, model=replace(model, moe_ffn_hidden_size=2 * model.moe_ffn_hidden_size))
+    assert memory(wider).tensors["activations"] == alone
     for stack in ("fsdp_compiled", "fsdp_eager"):
         for tensor in (1, 2):
             sizes = {"expert_parallel_size": 8, "tensor_parallel_size": tensor, "num_gpus": 16, "stack": stack}
