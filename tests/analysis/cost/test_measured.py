@@ -301,6 +301,15 @@ def test_a_flat_batch_of_torchtitan_was_not_accumulated_until_it_could_be():
     assert "micro_batch_size" in describe(row(framework="torchtitan", date="2025-09", **flat)).open_fields
 
 
+def test_open_virtual_stages_are_even_ones():
+    def stages(**changes):
+        return describe(row(vpp="", **changes)).setup.virtual_pipeline_parallel_size
+
+    assert stages(layers="31", pp="4", tp="2", dp="8") == 1, "neither 31 nor 33 layers are stages of 4 ranks"
+    assert stages(layers="30", pp="4", tp="2", dp="8") in (2, 4, 8), "with embedding and output 8 a rank"
+    assert stages(framework="nanotron", pipeline_schedule="interleaved", pp="4", tp="2", dp="8") > 1
+
+
 def test_every_other_layer_is_half_of_full_recomputation():
     found = describe(row(recompute="selective-layer (every 2nd layer)")).setup
     assert (found.recompute_granularity, found.recompute_share) == ("full", 0.5)

@@ -225,6 +225,7 @@ def test_what_a_torch_loss_holds_of_each_logit():
     hidden = 4 * 1024 / 128256  # the gradient of what the logits are made of
     assert bytes_of_a_logit(stack="fsdp_eager", loss="chunked") == pytest.approx(14 / 8 + hidden)
     assert bytes_of_a_logit(stack="fsdp_eager", tensor_parallel_size=8) == pytest.approx(18)
+    assert bytes_of_a_logit(stack="fsdp_compiled", tensor_parallel_size=8, loss="compiled") == pytest.approx(18)
 
 
 def test_all_in_16_bits_keeps_half_of_the_state():
