@@ -296,8 +296,8 @@ def test_torchtitans_micro_batch_is_its_default_of_the_day(framework, date, micr
 
 
 def test_a_flat_batch_of_torchtitan_was_not_accumulated_until_it_could_be():
-    flat = TITAN | {"tp": "1", "pp": "1", "dp": "64", "global_batch": "128", "zero_or_fsdp": "FSDP"}
-    assert describe(row(framework="torchtitan", date="2024-12", **flat)).setup.micro_batch_size == 2
+    flat = TITAN | {"tp": "1", "pp": "1", "dp": "64", "global_batch": "192", "zero_or_fsdp": "FSDP"}
+    assert describe(row(framework="torchtitan", date="2024-12", **flat)).setup.micro_batch_size == 3
     assert "micro_batch_size" in describe(row(framework="torchtitan", date="2025-09", **flat)).open_fields
 
 
