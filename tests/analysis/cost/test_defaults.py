@@ -130,3 +130,11 @@ def test_where_it_fits_on_no_number_of_gpus_the_batch_is_still_what_was_given():
     done = chosen(model=llama_of(70e9), **sizes)
     assert done.setup.global_batch_size == 8 and not fits(memory(done.setup), H100)
     assert any("fits on no number" in choice.why for choice in done.choices)
+
+
+def test_the_loss_is_that_of_the_stack():
+    for stack, loss in (("fsdp_compiled", "compiled"), ("fsdp_eager", "whole")):
+        done = chosen(num_gpus=64, stack=stack)
+        assert done.setup.loss == loss
+        assert any((choice.field, choice.value) == ("loss", loss) for choice in done.choices)
+    assert chosen(num_gpus=64, stack="fsdp_eager", loss="chunked").setup.loss == "chunked"
