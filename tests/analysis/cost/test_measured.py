@@ -295,6 +295,11 @@ def test_torchtitans_micro_batch_is_its_default_of_the_day(framework, date, micr
     assert "micro_batch_size" not in found.open_fields
 
 
+def test_a_batch_that_stages_do_not_divide_leaves_the_micro_batch_open():
+    found = describe(row(framework="torchtitan", date="2024-12", **TITAN | {"global_batch": "48"}))
+    assert "micro_batch_size" in found.open_fields, "6 sequences of a rank over 4 stages"
+
+
 def test_a_flat_batch_of_torchtitan_was_not_accumulated_until_it_could_be():
     flat = TITAN | {"tp": "1", "pp": "1", "dp": "64", "global_batch": "192", "zero_or_fsdp": "FSDP"}
     assert describe(row(framework="torchtitan", date="2024-12", **flat)).setup.micro_batch_size == 3

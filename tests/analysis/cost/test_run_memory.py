@@ -6,6 +6,7 @@ import pytest
 import torch
 from published_memory import (
     A100,
+    B200,
     BLOOM,
     DEEPSEEK_V2,
     LLAMA_70B,
@@ -287,3 +288,23 @@ def test_fsdp_in_a_pipeline_keeps_weights_gathered():
     flat, piped = memory(setup), memory(replace(setup, pipeline_parallel_size=4))
     per_rank = sum(piped.tensors[name] for name in ("weights", "gradients", "optimizer"))
     assert piped.tensors["communication"] > 1.2 * per_rank > 1.2 * flat.tensors["communication"] / 4
+
+
+def test_torchs_output_layer_keeps_what_tensor_ranks_gather_for_it():
+    setup = Setup(llama(1, 1024, 16, 4096), A100, 8, 4096, 8, tensor_parallel_size=8, recompute_granularity="full")
+    hidden = 2 * 4096 * 1024  # of one sequence, in 16 bits
+    megatron, torch_ = (
+        memory(replace(setup, stack=stack)).tensors["activations"] for stack in ("megatron", "fsdp_eager")
+    )
+    assert megatron == pytest.approx(3 / 8 * hidden), "the layer's input, the last norm's input and its output, divided"
+    assert torch_ == pytest.approx((2 / 8 + 1) * hidden), "the last one whole"
+
+
+def test_experts_and_low_precision_have_wider_intervals():
+    def width(**fields) -> float:
+        expected = memory(Setup(fields.pop("model", LLAMA_70B), B200, 8, 4096, 8, **fields)).interval()
+        return expected.high / expected.low
+
+    plain = width()
+    assert width(model=DEEPSEEK_V2) == width(precision="fp8") > 1.5 * plain
+    assert width(stack="fsdp_eager", precision="fp8") == width(stack="fsdp_eager")
