@@ -62,7 +62,8 @@ _SCHEDULES: dict[str, Schedule] = {
     "zerobubble": "zbv",
     "dualpipe": "dualpipev",
 }
-_INTERLEAVED = ("interleaved", "1f1binterleaved", "1f1bi")
+#: Not looked for in a framework's name, which may speak of some of a table's runs alone.
+_INTERLEAVED: dict[str, Schedule] = dict.fromkeys(("interleaved", "1f1binterleaved", "1f1bi"), "interleaved1f1b")
 
 
 class NotExpressible(Exception):
@@ -186,15 +187,13 @@ def recompute_share(row: Row) -> float:
 def schedule(row: Row) -> Schedule | None:
     """The pipeline's, from its own column or the framework's name; None when neither says it."""
     stated, framework = (re.sub(r"[-_ ]", "", text_of(row, name)) for name in ("pipeline_schedule", "framework"))
-    names = get_args(Schedule)
     if not stated:
         return next((found for word, found in _SCHEDULES.items() if word in framework), None)
-    if stated in _INTERLEAVED:
-        return "interleaved1f1b"
-    found = stated if stated in names else _SCHEDULES.get(stated)
-    if found is None:
+    names: tuple[Schedule, ...] = get_args(Schedule)
+    words = {name: name for name in names} | _SCHEDULES | _INTERLEAVED
+    if stated not in words:
         raise NotExpressible(f"pipeline_schedule = {row['pipeline_schedule']}: is none of {', '.join(names)}")
-    return found  # type: ignore[return-value]
+    return words[stated]
 
 
 def sharding(row: Row) -> Sharding | None:
